@@ -1,0 +1,521 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// The bounds of what is read. The file is written by the operator today, but will also come through an API, so one
+// small file must not cost much memory or time.
+const (
+	maxSource   = 4 << 20 // bytes
+	maxDepth    = 64      // collections inside each other, aliases followed; the format itself needs 9
+	maxNodes    = 100_000 // nodes visited, an aliased one each time it is used
+	maxName     = 128     // bytes of a key: paths repeat it
+	maxScalar   = 4096    // bytes of a value: an alias repeats it
+	maxProblems = 200     // more help nobody
+)
+
+const unsupported = "known, but not supported by this version"
+
+// laterKeys are the keys of the design that this version does not have. A key such as allow changes who gets in, so it
+// must never look like a typing mistake that can be deleted without a thought.
+var laterKeys = map[reflect.Type][]string{
+	reflect.TypeFor[Config]():      {"admin", "keystores", "include", "cluster", "shadow"},
+	reflect.TypeFor[TrustStore]():  {"shadow"},
+	reflect.TypeFor[Bundle]():      {"url", "pki", "spiffe", "directory", "system", "stores"},
+	reflect.TypeFor[CRL]():         {"url", "refresh"},
+	reflect.TypeFor[Revocation]():  {"deny"},
+	reflect.TypeFor[Listener]():    {"proxy_protocol", "desync"},
+	reflect.TypeFor[TLS]():         {"legacy_tls10_insecure"},
+	reflect.TypeFor[Host]():        {"shadow", "step_up"},
+	reflect.TypeFor[ClientAuth]():  {"shadow"},
+	reflect.TypeFor[Route]():       {"allow", "client_auth", "redirect", "fixed_response", "rewrite", "headers", "mirror", "retry", "exempt"},
+	reflect.TypeFor[Match]():       {"method", "header", "query", "source", "identity", "host"},
+	reflect.TypeFor[Upstream]():    {"health", "retry", "proxy_protocol", "outlier", "sticky", "slow_start"},
+	reflect.TypeFor[UpstreamTLS](): {"spki", "min_version"},
+}
+
+var (
+	durationType = reflect.TypeFor[Duration]()
+	sizeType     = reflect.TypeFor[Size]()
+)
+
+// rules are the struct tags of one field; see the package comment.
+type rules struct {
+	key            string
+	index          int
+	required, zero bool
+	short          bool
+	enum, later    []string
+}
+
+// fieldsOf reads the tags of a struct type, in the order in which the fields are declared.
+func fieldsOf(t reflect.Type) []rules {
+	list := func(s string) []string {
+		return slices.DeleteFunc(strings.Split(s, ","), func(w string) bool { return w == "" })
+	}
+	all := make([]rules, t.NumField())
+	for i := range all {
+		tag := t.Field(i).Tag
+		all[i] = rules{
+			key: tag.Get("yaml"), index: i, enum: list(tag.Get("enum")), later: list(tag.Get("later")),
+			required: tag.Get("required") == "true", zero: tag.Get("zero") == "true", short: tag.Get("short") == "true",
+		}
+	}
+	return all
+}
+
+type decoder struct {
+	file     *File
+	problems Problems
+}
+
+// Parse decodes one configuration file and reports everything that can be said about it without opening another file
+// and without comparing one setting with another. The File is never nil, so that problems can be rendered; its Config is
+// nil when there is an error among them.
+func Parse(name string, src []byte) (*File, Problems) {
+	file := &File{Name: name, Source: src, Partial: new(Config), places: map[string]place{}}
+	d := &decoder{file: file}
+	if root := d.load(); root != nil {
+		d.value(root, "", rules{}, reflect.ValueOf(file.Partial).Elem())
+	}
+	d.problems.Sort()
+	if !d.problems.HasErrors() {
+		file.Config = file.Partial
+	}
+	return file, d.problems
+}
+
+func (d *decoder) add(pos Pos, path, next, format string, args ...any) {
+	switch n := len(d.problems); {
+	case n > maxProblems:
+		return
+	case n == maxProblems:
+		next, format, args = "correct these first", "too many problems: only the first %d found are shown", []any{maxProblems}
+	}
+	d.problems = append(d.problems, Problem{Path: path, Pos: d.file.clamp(pos), Next: next, Message: fmt.Sprintf(format, args...)})
+}
+
+// load turns the source into one bounded tree of nodes, or reports why not and returns nil.
+func (d *decoder) load() *yaml.Node {
+	if n := len(d.file.Source); n > maxSource {
+		// Not split into lines either: what is too large to be read is too large to be shown.
+		d.file.Source = nil
+		d.add(Pos{1, 1}, "", "split the service, or look for a file that was given by mistake", "the file has %d bytes, expected at most %d", n, maxSource)
+		return nil
+	}
+	if !d.readable() {
+		return nil
+	}
+	loader, err := yaml.NewLoader(bytes.NewReader(bytes.TrimPrefix(d.file.Source, bom)), yaml.WithPlugin(depthLimit{}))
+	if err != nil {
+		d.add(Pos{1, 1}, "", "report this as a bug in countersign", "the yaml library refused its options: %v", err)
+		return nil
+	}
+	var document, second yaml.Node
+	switch err := loader.Load(&document); {
+	case errors.Is(err, io.EOF):
+		d.noSettings(Pos{1, 1})
+		return nil
+	case err != nil:
+		d.syntax(err)
+		return nil
+	}
+	switch err := loader.Load(&second); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		d.syntax(err)
+		return nil
+	default:
+		d.add(at(&second), "", `remove the line "---" and what follows it, or put it into a file of its own`, "found a second document, expected one document in a file")
+		return nil
+	}
+	root := &document
+	if root.Kind == yaml.DocumentNode && len(root.Content) == 1 {
+		root = root.Content[0]
+	}
+	visited := 0
+	if node, message := bound(root, 0, &visited); node != nil {
+		d.add(at(node), "", "settings are short: look for a wrong file, or for aliases that contain aliases", "%s", message)
+		return nil
+	}
+	return root
+}
+
+// readable reports the first character that editors and terminals show differently from how YAML reads it: an
+// invisible line break or a reversed run of text would let a file say something else than what its reviewer saw.
+func (d *decoder) readable() bool {
+	line, column := 1, 1
+	text := bytes.TrimPrefix(d.file.Source, bom)
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			d.add(Pos{line, column}, "", "save the file as UTF-8", "found byte 0x%02x, expected UTF-8", text[i])
+			return false
+		case r == '\r' && i+1 < len(text) && text[i+1] == '\n':
+			column-- // part of the line break
+		case r == '\t', r == '\n':
+		case unicode.IsControl(r), r == '\u2028', r == '\u2029', unicode.Is(unicode.Bidi_Control, r), r == '\ufeff':
+			d.add(Pos{line, column}, "", `remove it; inside double quotes it can be written as \uXXXX`, "found the invisible character %U, expected none", r)
+			return false
+		}
+		if i, column = i+size, column+1; r == '\n' {
+			line, column = line+1, 1
+		}
+	}
+	return true
+}
+
+// depthLimit stops the parser itself; bound counts again, because the parser counts indents and brackets apart and does
+// not follow aliases.
+type depthLimit struct{}
+
+func (depthLimit) CheckDepth(depth int, _ *yaml.DepthContext) error {
+	if depth > maxDepth {
+		return fmt.Errorf("nested deeper than %d levels", maxDepth)
+	}
+	return nil
+}
+
+func (depthLimit) CheckAlias(int, int) error { return nil }
+
+// bound walks the tree as the decoder could and returns the node at which a bound is passed, with what to say. An alias
+// to a node around itself ends at the depth bound.
+func bound(n *yaml.Node, depth int, visited *int) (*yaml.Node, string) {
+	if *visited++; *visited > maxNodes {
+		return n, fmt.Sprintf("the file has more than %d nodes, aliases written out", maxNodes)
+	}
+	if depth > maxDepth {
+		return n, fmt.Sprintf("nested deeper than %d levels, aliases written out", maxDepth)
+	}
+	if len(n.Value) > maxScalar {
+		return n, fmt.Sprintf("found a text of %d bytes, expected at most %d", len(n.Value), maxScalar)
+	}
+	if n.Kind == yaml.AliasNode {
+		return bound(n.Alias, depth+1, visited)
+	}
+	for _, c := range n.Content {
+		if bad, message := bound(c, depth+1, visited); bad != nil {
+			return bad, message
+		}
+	}
+	return nil, ""
+}
+
+func (d *decoder) noSettings(pos Pos) {
+	d.add(pos, "", "begin with listeners:", "the file has no settings, expected at least listeners")
+}
+
+func (d *decoder) syntax(err error) {
+	pos, message := Pos{1, 1}, err.Error()
+	if e, ok := errors.AsType[*yaml.LoadError](err); ok {
+		pos, message = Pos{e.Mark.Line, e.Mark.Column}, e.Message
+		if e.ContextMsg != "" {
+			message = e.ContextMsg + ": " + message
+		}
+	}
+	d.add(pos, "", "correct this first: nothing after it was read", "not valid YAML: %s", message)
+}
+
+// value decodes n into v. Every kind of value passes here, so this is where emptiness, tags and aliases are dealt with.
+func (d *decoder) value(n *yaml.Node, path string, f rules, v reflect.Value) {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	here := d.file.places[path].show
+	if path == "" {
+		here = at(n)
+		d.file.places[""] = place{key: here, show: here}
+	}
+	if n.Style&yaml.TaggedStyle != 0 {
+		d.add(here, path, "remove the tag; the key already says what is expected", "found the YAML tag %s, expected none", brief(n.Tag))
+		return
+	}
+	if empty(n) {
+		if path == "" {
+			d.noSettings(here)
+			return
+		}
+		name, parent := last(path)
+		if strings.HasPrefix(name, "[") {
+			parent, _ = last(parent)
+			name = parent + name
+		}
+		d.add(here, path, "give it a value, or remove it to get the default", "empty setting: %s has no value", name)
+		return
+	}
+	if v.Kind() == reflect.Pointer {
+		v.Set(reflect.New(v.Type().Elem()))
+		v = v.Elem()
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		d.structure(n, path, v)
+	case reflect.Map:
+		if d.kind(n, yaml.MappingNode, here, path, "a mapping from names to settings") {
+			v.Set(reflect.MakeMap(v.Type()))
+			d.pairs(n, path, func(key string, value *yaml.Node, path string) {
+				item := reflect.New(v.Type().Elem()).Elem()
+				d.value(value, path, rules{}, item)
+				v.SetMapIndex(reflect.ValueOf(key), present(item))
+			})
+		}
+	case reflect.Slice:
+		if d.kind(n, yaml.SequenceNode, here, path, "a list, such as [a, b]") {
+			v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
+			for i, c := range n.Content {
+				path := Path(path, i)
+				pos := at(c)
+				d.file.places[path] = place{key: pos, show: pos}
+				d.value(c, path, rules{enum: f.enum, later: f.later}, v.Index(i))
+				v.Index(i).Set(present(v.Index(i)))
+			}
+		}
+	default:
+		d.scalar(n, here, path, f, v)
+	}
+}
+
+// present replaces a nil pointer, left by an item that was refused, by an empty item: names stay known and indexes stay
+// those of the file, and whoever reads a Partial meets no nil.
+func present(item reflect.Value) reflect.Value {
+	if item.Kind() == reflect.Pointer && item.IsNil() {
+		return reflect.New(item.Type().Elem())
+	}
+	return item
+}
+
+// empty reports whether a value says nothing. An empty list of a security setting has meant "no rule", "all" and
+// "default" in different products, so here it means nothing at all.
+func empty(n *yaml.Node) bool {
+	if n.Kind == yaml.ScalarNode {
+		return n.ShortTag() == "!!null" || strings.TrimSpace(n.Value) == ""
+	}
+	return len(n.Content) == 0
+}
+
+func (d *decoder) kind(n *yaml.Node, want yaml.Kind, pos Pos, path, expected string) bool {
+	if n.Kind != want {
+		d.add(pos, path, "", "expected %s, found %s", expected, describe(n))
+	}
+	return n.Kind == want
+}
+
+// pairs calls visit for each entry of a mapping whose key is a plain, unrepeated name, and reports the others.
+func (d *decoder) pairs(n *yaml.Node, path string, visit func(key string, value *yaml.Node, path string)) {
+	seen := make(map[string]int, len(n.Content)/2)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, value := n.Content[i], n.Content[i+1]
+		first, again := seen[k.Value]
+		switch name := k.Value; {
+		case k.Kind != yaml.ScalarNode || k.Style&yaml.TaggedStyle != 0 || empty(k):
+			d.add(at(k), path, "", "expected a name as key, found %s", describe(k))
+		case name == "<<":
+			d.add(at(k), path, "write the keys out where they apply", `merge keys ("<<") are not allowed: they hide what applies where`)
+		case len(name) > maxName:
+			d.add(at(k), path, "", "the key %s has %d bytes, expected at most %d", brief(name), len(name), maxName)
+		case control(name):
+			d.add(at(k), path, "", "the key %s has a control character, expected none", brief(name))
+		case again:
+			d.add(at(k), Path(path, name), "keep one of the two", "duplicate key %q, first given in line %d", name, first)
+		default:
+			seen[name] = k.Line
+			path := Path(path, name)
+			// A scalar is shown where it stands; a collection or nothing at its key, because it begins lines below.
+			p := place{key: at(k), show: at(k)}
+			target := value
+			for target.Kind == yaml.AliasNode {
+				target = target.Alias
+			}
+			if target.Kind == yaml.ScalarNode && !empty(target) {
+				p.show = at(value)
+			}
+			if _, taken := d.file.places[path]; !taken {
+				d.file.places[path] = p
+			}
+			visit(name, value, path)
+		}
+	}
+}
+
+func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
+	all := fieldsOf(v.Type())
+	here := d.file.places[path].show
+	if i := slices.IndexFunc(all, func(f rules) bool { return f.short }); i >= 0 && n.Kind == yaml.ScalarNode {
+		d.scalar(n, here, path, all[i], v.Field(all[i].index))
+		return
+	}
+	all = slices.DeleteFunc(all, func(f rules) bool { return f.key == "-" })
+	keys := make([]string, len(all))
+	for i, f := range all {
+		keys[i] = f.key
+	}
+	if !d.kind(n, yaml.MappingNode, here, path, "a mapping with the keys "+strings.Join(keys, ", ")) {
+		return
+	}
+	given := map[string]bool{}
+	d.pairs(n, path, func(key string, value *yaml.Node, path string) {
+		given[key] = true
+		if i := slices.Index(keys, key); i >= 0 {
+			d.value(value, path, all[i], v.Field(all[i].index))
+			return
+		}
+		pos := d.file.places[path].key
+		if slices.Contains(laterKeys[v.Type()], key) {
+			d.add(pos, path, "remove it only if the rest of the file is right without it", "the key %q is %s", key, unsupported)
+			return
+		}
+		// One mistake, one problem: the key that was meant is not reported as missing as well.
+		given[Suggest(key, keys)] = true
+		d.add(pos, path, didYouMean(key, keys, "remove it, or use one of these keys"), "unknown key %q, expected one of: %s", key, strings.Join(keys, ", "))
+	})
+	for _, f := range all {
+		if f.required && !given[f.key] {
+			d.add(here, path, "add "+f.key+":", "missing required key %q", f.key)
+		}
+	}
+}
+
+// scalar decodes text, numbers, durations and sizes. It looks at the text as written and never at the type YAML guesses
+// for it: "off" is a word here, not a boolean, and 1.2 is a version, not a float.
+func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.Value) {
+	expected := "text"
+	switch {
+	case len(f.enum) > 0:
+		expected = "one of: " + strings.Join(f.enum, ", ")
+	case v.Type() == durationType:
+		expected = "a duration with its unit, such as 500ms, 10s or 1h30m"
+	case v.Type() == sizeType:
+		expected = "a number of bytes, such as 4096 or 32KiB"
+	case v.Kind() == reflect.Int:
+		expected = "a whole number, such as 4"
+	}
+	if n.Kind == yaml.MappingNode && slices.Contains(f.later, "{"+n.Content[0].Value+"}") {
+		d.add(pos, path, "use "+expected, "a mapping with %s is %s, expected %s", brief(n.Content[0].Value), unsupported, expected)
+		return
+	}
+	if !d.kind(n, yaml.ScalarNode, pos, path, expected) {
+		return
+	}
+	text := n.Value
+	if v.Kind() == reflect.String {
+		switch {
+		case control(text):
+			d.add(pos, path, "", "found a control character in %s, expected none", brief(text))
+		case len(f.enum) == 0 || slices.Contains(f.enum, text):
+			v.SetString(text)
+		case slices.ContainsFunc(f.later, func(w string) bool {
+			prefix, isPrefix := strings.CutSuffix(w, "*")
+			return text == w || isPrefix && strings.HasPrefix(text, prefix)
+		}):
+			d.add(pos, path, "use "+expected, "%s is %s, expected %s", brief(text), unsupported, expected)
+		default:
+			d.add(pos, path, didYouMean(text, f.enum, ""), "found %s, expected %s", brief(text), expected)
+		}
+		return
+	}
+	var number int64
+	var err error
+	switch {
+	case v.Type() == durationType:
+		var span time.Duration
+		span, err = time.ParseDuration(text)
+		number = int64(span)
+	case v.Type() == sizeType:
+		number, err = parseSize(text)
+	case v.Kind() == reflect.Int:
+		number, err = parseWhole(text)
+	default:
+		// A new kind of field in the structs; TestFieldKinds meets it before any user does.
+		panic("config: no decoding for fields of type " + v.Type().String())
+	}
+	switch {
+	case err != nil:
+		next := ""
+		if _, plain := parseWhole(text); plain == nil && v.Type() == durationType {
+			next = "write the unit, for example " + brief(text+"s")
+		}
+		d.add(pos, path, next, "found %s, expected %s", brief(text), expected)
+	case number < 0:
+		d.add(pos, path, "", "found %s, expected nothing negative", brief(text))
+	case number == 0 && !f.zero:
+		d.add(pos, path, "remove the key to get the default, or give a value", "found %s: zero is neither a limit nor \"no limit\" here", brief(text))
+	default:
+		v.SetInt(number)
+	}
+}
+
+var errNumber = errors.New("not a number")
+
+// parseWhole takes decimal digits only: YAML's 010, 0x10 and 1_000 are read differently by different people.
+func parseWhole(text string) (int64, error) {
+	digits := strings.TrimPrefix(text, "-")
+	if len(digits) > 1 && digits[0] == '0' || strings.ContainsFunc(digits, func(r rune) bool { return r < '0' || r > '9' }) {
+		return 0, errNumber
+	}
+	return strconv.ParseInt(text, 10, 64)
+}
+
+func parseSize(text string) (int64, error) {
+	for shift, unit := range map[int]string{10: "KiB", 20: "MiB", 30: "GiB"} {
+		if digits, ok := strings.CutSuffix(text, unit); ok {
+			n, err := parseWhole(digits)
+			if err != nil || n > math.MaxInt64>>shift || n < math.MinInt64>>shift {
+				return 0, errNumber
+			}
+			return n << shift, nil
+		}
+	}
+	return parseWhole(text)
+}
+
+func at(n *yaml.Node) Pos { return Pos{n.Line, n.Column} }
+
+func control(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
+
+func describe(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "a mapping"
+	case yaml.SequenceNode:
+		return "a list"
+	case yaml.AliasNode:
+		return "the alias " + brief("*"+n.Value)
+	}
+	if empty(n) {
+		return "nothing"
+	}
+	return brief(n.Value)
+}
+
+// brief quotes what the file says, cut to a length that leaves the message readable.
+func brief(s string) string {
+	if len(s) > 4*64 {
+		s = strings.ToValidUTF8(s[:4*64], "")
+	}
+	if runes := []rune(s); len(runes) > 64 {
+		s = string(runes[:63]) + "…"
+	}
+	return strconv.Quote(s)
+}
+
+func didYouMean(name string, among []string, otherwise string) string {
+	if s := Suggest(name, among); s != "" {
+		return "did you mean " + strconv.Quote(s) + "?"
+	}
+	return otherwise
+}

@@ -1,0 +1,276 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// File is a parsed configuration file with what is needed to point into it.
+type File struct {
+	// Name is the file's name as problems show it.
+	Name string
+	// Source is the text that was parsed.
+	Source []byte
+	// Config is the decoded file; nil when Parse found an error, so that a half-understood file cannot be run.
+	Config *Config
+	// Partial is what could be decoded, never nil, the same as Config when that is set. It is for finding further problems
+	// only: a setting that was refused looks like one that was left out.
+	Partial *Config
+
+	lines  []string
+	places map[string]place
+}
+
+// Pos is a place in a file. Line and Column count from 1, columns in characters.
+type Pos struct {
+	Line, Column int
+}
+
+// place is where a path stands: its key, and the character to show for a problem with its value.
+type place struct {
+	key, show Pos
+}
+
+var bom = []byte("\ufeff")
+
+// Path writes the path of a setting: strings are joined by dots and ints become [i]. The first part may itself be a
+// path; empty strings are left out.
+func Path(parts ...any) string {
+	var b strings.Builder
+	for _, part := range parts {
+		switch p := part.(type) {
+		case int:
+			fmt.Fprintf(&b, "[%d]", p)
+		default:
+			if s := fmt.Sprint(p); s != "" {
+				if b.Len() > 0 {
+					b.WriteByte('.')
+				}
+				b.WriteString(s)
+			}
+		}
+	}
+	return b.String()
+}
+
+// last splits the last key or index off a path.
+func last(path string) (name, parent string) {
+	i := max(strings.LastIndexByte(path, '.'), strings.LastIndexByte(path, '['))
+	if i < 0 {
+		return path, ""
+	}
+	return strings.TrimPrefix(path[i:], "."), path[:i]
+}
+
+// At returns where to point for a problem with the value at path: at the value when it is text or a number, at the key
+// of a mapping or list, which begins lines below; at the nearest ancestor when the path is not in the file.
+func (f *File) At(path string) Pos { return f.place(path).show }
+
+// KeyAt is At for a problem with the key itself.
+func (f *File) KeyAt(path string) Pos { return f.place(path).key }
+
+func (f *File) place(path string) place {
+	for {
+		if p, ok := f.places[path]; ok {
+			return place{f.clamp(p.key), f.clamp(p.show)}
+		}
+		if path == "" {
+			return place{Pos{1, 1}, Pos{1, 1}}
+		}
+		_, path = last(path)
+	}
+}
+
+// clamp moves a position that the YAML library put behind the end of a line or of the file to that end.
+func (f *File) clamp(p Pos) Pos {
+	f.split()
+	if p.Line > len(f.lines) {
+		p = Pos{len(f.lines), len(f.lines[len(f.lines)-1]) + 1}
+	}
+	p.Line = max(p.Line, 1)
+	p.Column = min(max(p.Column, 1), len([]rune(f.lines[p.Line-1]))+1)
+	return p
+}
+
+func (f *File) split() {
+	if f.lines == nil {
+		f.lines = strings.Split(string(bytes.TrimPrefix(f.Source, bom)), "\n")
+		for i, line := range f.lines {
+			f.lines[i] = strings.TrimSuffix(line, "\r")
+		}
+	}
+}
+
+// Problem is one thing that is wrong with a file, or questionable when Warning is set.
+type Problem struct {
+	// Path is the setting, empty for the file as a whole.
+	Path string
+	// Pos is where it stands.
+	Pos Pos
+	// Message says what was found and what was expected.
+	Message string
+	// Next is the one thing to do; may be empty where the message leaves no question.
+	Next string
+	// Warning is set when the file can be used nevertheless.
+	Warning bool
+}
+
+// Problem makes an error at path. Set Warning on the result for a warning.
+func (f *File) Problem(path, next, format string, args ...any) Problem {
+	return Problem{Path: path, Pos: f.At(path), Next: next, Message: fmt.Sprintf(format, args...)}
+}
+
+// Problems are all that was found; nil when all is well.
+type Problems []Problem
+
+// HasErrors reports whether one of the problems is more than a warning.
+func (ps Problems) HasErrors() bool {
+	return slices.ContainsFunc(ps, func(p Problem) bool { return !p.Warning })
+}
+
+// Sort orders the problems by position. Those at one position keep the order in which they were found.
+func (ps Problems) Sort() {
+	slices.SortStableFunc(ps, func(a, b Problem) int {
+		if a.Pos.Line != b.Pos.Line {
+			return a.Pos.Line - b.Pos.Line
+		}
+		return a.Pos.Column - b.Pos.Column
+	})
+}
+
+// Error gives one line for each problem. Problems is an error only for callers that have no File to render with; check
+// HasErrors, not nil.
+func (ps Problems) Error() string {
+	lines := make([]string, len(ps))
+	for i, p := range ps {
+		lines[i] = p.headline()
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (p Problem) headline() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d:%d: ", p.Pos.Line, p.Pos.Column)
+	if p.Warning {
+		b.WriteString("warning: ")
+	}
+	if p.Path != "" {
+		b.WriteString(printable(p.Path) + ": ")
+	}
+	b.WriteString(printable(p.Message))
+	return b.String()
+}
+
+// Render writes the problems for people, in the order given: each with its source line, a caret and what to do next.
+func (f *File) Render(w io.Writer, ps Problems) error {
+	f.split()
+	var b strings.Builder
+	for _, p := range ps {
+		fmt.Fprintf(&b, "%s:%s\n", printable(f.Name), p.headline())
+		if p.Pos.Line >= 1 && p.Pos.Line <= len(f.lines) {
+			text, caret := excerpt(f.lines[p.Pos.Line-1], p.Pos.Column)
+			number := fmt.Sprintf("%4d", p.Pos.Line)
+			fmt.Fprintf(&b, "%s | %s\n%*s | %*s\n", number, text, len(number), "", caret, "^")
+		}
+		if p.Next != "" {
+			fmt.Fprintf(&b, "  next: %s\n", printable(p.Next))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// maxShown is how many characters of a source line are shown.
+const maxShown = 160
+
+// excerpt returns the part of a line around a column in a form that is safe on a terminal, and the column of the caret
+// under it. Tabs become four spaces, because a tab's width depends on what stands before it.
+func excerpt(line string, column int) (text string, caret int) {
+	runes := []rune(line)
+	column = min(max(column, 1), len(runes)+1)
+	start := 0
+	if column > maxShown {
+		start = column - maxShown/2
+	}
+	end := min(start+maxShown, len(runes))
+	show := func(part []rune) string { return printable(strings.ReplaceAll(string(part), "\t", "    ")) }
+	before, after := show(runes[start:min(column-1, end)]), show(runes[min(column-1, end):end])
+	if start > 0 {
+		before = "…" + before
+	}
+	if end < len(runes) {
+		after += "…"
+	}
+	return before + after, len([]rune(before)) + 1
+}
+
+// printable escapes what a terminal would obey or hide. Files and messages can carry text from elsewhere.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) && strings.ToValidUTF8(s, "") == s {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range strings.ToValidUTF8(s, "\ufffd") {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			quoted := strconv.QuoteRune(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+	}
+	return b.String()
+}
+
+// Suggest returns the name among the given ones that name was probably meant to be, or "". It allows two typing
+// mistakes, one in short names, where two would make anything fit.
+func Suggest(name string, among []string) string {
+	if len(name) > maxName {
+		return "" // no name is that long, and the comparison is not free
+	}
+	best, least := "", 3
+	if len(name) < 4 {
+		least = 2
+	}
+	for _, candidate := range among {
+		if n := distance(strings.ToLower(name), strings.ToLower(candidate), least); n < least {
+			best, least = candidate, n
+		}
+	}
+	return best
+}
+
+// distance is the number of characters to insert, remove, change or swap with their neighbour to get from a to b;
+// limit when it is that or more.
+func distance(a, b string, limit int) int {
+	s, t := []rune(a), []rune(b)
+	if len(s)-len(t) >= limit || len(t)-len(s) >= limit {
+		return limit
+	}
+	// Three rows of the usual table: swapping looks two rows back.
+	var older []int
+	row := make([]int, len(t)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(s); i++ {
+		next := make([]int, len(t)+1)
+		next[0] = i
+		for j := 1; j <= len(t); j++ {
+			change := row[j-1]
+			if s[i-1] != t[j-1] {
+				change++
+			}
+			next[j] = min(change, row[j]+1, next[j-1]+1)
+			if i > 1 && j > 1 && s[i-1] == t[j-2] && s[i-2] == t[j-1] {
+				next[j] = min(next[j], older[j-2]+1)
+			}
+		}
+		older, row = row, next
+	}
+	return min(row[len(t)], limit)
+}

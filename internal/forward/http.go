@@ -1,0 +1,383 @@
+// Package forward moves requests and bytes between a client and a target: it removes what must not pass, sets identity
+// last, and hands connections back only when nothing is left on them. It forwards nothing without a permit, and decides
+// nothing itself.
+package forward
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"countersign/internal/h1"
+	"countersign/internal/identity"
+	"countersign/internal/message"
+	"countersign/internal/policy"
+	"countersign/internal/reason"
+	"countersign/internal/record"
+	"countersign/internal/upstream"
+)
+
+// Limits are the waits for a client, on progress.
+type Limits struct {
+	BodyIdle, WriteIdle time.Duration
+}
+
+// Exchange forwards the requests of one client connection, one after the other. Its storage is used again for each.
+type Exchange struct {
+	Watch  *Watch
+	Reader *h1.Reader // the client's side, behind the request head
+	Client net.Conn   // the TLS connection, or the plain one
+	Pools  *upstream.Registry
+	Limits Limits
+	// Trailer are the header lines set last on every request of the connection: where it came from, and who the client
+	// is. Identity is never taken from the request.
+	Trailer []byte
+	// Draining reports that the connection is to end after this exchange; nil means never.
+	Draining func() bool
+
+	resp message.Response
+}
+
+// Result says how an exchange left the client's connection.
+type Result struct {
+	// Reason is how the exchange ended. When it is not good and Answered is false, the caller answers with its status.
+	Reason   reason.Reason
+	Answered bool
+	// Keep says that another request may follow on the connection.
+	Keep bool
+	// Cut says that the connection must end so that the answer does not look complete.
+	Cut bool
+}
+
+const outSize = 48 << 10
+
+var outs = sync.Pool{New: func() any { b := make([]byte, 0, outSize); return &b }}
+
+// maxInterim bounds the interim responses of one exchange (E20).
+const maxInterim = 5
+
+// maxHops bounds how often a request may pass through this program (E31).
+const maxHops = 8
+
+const via = "1.1 countersign"
+
+// Do forwards req under permit and relays the answer. rec is filled as it goes. Everything that ends an exchange ends
+// here, with one reason.
+func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Request) Result {
+	name, ok := permit.Upstream(rec.Serial)
+	if !ok {
+		return x.refuse(rec, reason.PermitRefused, nil)
+	}
+	pool := x.Pools.Pool(name)
+	if pool == nil {
+		return x.refuse(rec, reason.UpstreamUnknown, nil)
+	}
+	rec.Upstream = name
+
+	buf := outs.Get().(*[]byte)
+	defer outs.Put(buf)
+	out, refusal := x.appendRequest((*buf)[:0], req)
+	if refusal != reason.Unset {
+		return x.refuse(rec, refusal, nil)
+	}
+
+	x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
+	target, err := pool.Acquire(context.Background())
+	if err != nil {
+		return x.refuse(rec, reason.UpstreamConnectFailed, err)
+	}
+	rec.Target, rec.Reused = target.Target.Address, target.Reused
+	x.Watch.setTarget(target.Wire)
+	clean := false
+	defer func() {
+		x.Watch.setTarget(nil)
+		target.Release(clean, x.Watch.Clock.Now())
+	}()
+
+	body := x.Reader.Body(&req.Head, true)
+	if whole, ok := body.Buffered(); ok {
+		out = append(out, whole...)
+	}
+	if req.Expect100 && !body.Done() {
+		x.Watch.Main.Set(x.Watch.Clock, WritingClient, x.Limits.WriteIdle)
+		if _, err := io.WriteString(x.Client, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
+			return x.refuse(rec, reason.ClientAborted, err)
+		}
+	}
+	x.Watch.Main.Set(x.Watch.Clock, WritingTarget, pool.Idle)
+	_, writeErr := target.Write(out)
+	var pump *pump
+	if writeErr == nil && !body.Done() {
+		pump = x.startPump(body, req.Framing, target, pool)
+	}
+
+	// A write that fails does not mean that there is no answer: a target may have refused early and closed.
+	result := x.relay(req, rec, target, pool, pump, buf)
+	sent := writeErr
+	if pump != nil {
+		if sent = pump.finish(); sent != nil {
+			result.Keep = false
+			if r, ok := sent.(*reason.Refusal); ok && !result.Answered {
+				result = x.refuse(rec, r.Reason, r)
+			}
+		}
+	}
+	rec.BytesIn = body.Total()
+	if _, ended := x.Watch.Main.Expired(); ended || x.Watch.Gone() {
+		result.Keep = false // the sweep may still be about to end what it found waiting
+	} else {
+		clean = sent == nil && result.Reason == reason.Completed && x.resp.KeepAlive
+	}
+	return result
+}
+
+// refuse notes why the exchange ended before an answer began.
+func (x *Exchange) refuse(rec *record.Request, why reason.Reason, err error) Result {
+	rec.Fail(why, err)
+	return Result{Reason: rec.Reason}
+}
+
+// appendRequest builds the request for the target: the client's own line and fields without those that concern only the
+// client's connection, that carry identity or origin, or that a target could take for those; then framing, origin and
+// identity, last.
+func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reason.Reason) {
+	out = append(out, req.Method...)
+	out = append(out, ' ')
+	out = append(out, req.Path...)
+	if req.HasQuery {
+		out = append(out, '?')
+		out = append(out, req.Query...)
+	}
+	out = append(out, " HTTP/1.1\r\nHost: "...)
+	out = append(out, req.Host...)
+	out = append(out, '\r', '\n')
+	hops := 0
+	for i := range req.Fields {
+		f := &req.Fields[i]
+		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || identity.Protected(f.Name) {
+			continue
+		}
+		if len(f.Name) == 3 && message.EqualFold(f.Name, "via") {
+			if hops += bytes.Count(f.Value, []byte(via)); hops >= maxHops {
+				return nil, reason.LoopDetected
+			}
+		}
+		out = appendField(out, f)
+	}
+	switch req.Framing {
+	case message.Chunked:
+		out = append(out, "Transfer-Encoding: chunked\r\n"...)
+	default:
+		if req.ContentLength >= 0 {
+			out = append(out, "Content-Length: "...)
+			out = strconv.AppendInt(out, req.ContentLength, 10)
+			out = append(out, '\r', '\n')
+		}
+	}
+	out = append(out, "Via: "+via+"\r\nX-Forwarded-Host: "...)
+	out = append(out, req.Host...)
+	out = append(out, '\r', '\n')
+	out = append(out, x.Trailer...)
+	return append(out, '\r', '\n'), reason.Unset
+}
+
+func appendField(out []byte, f *message.Field) []byte {
+	out = append(out, f.Name...)
+	out = append(out, ':', ' ')
+	out = append(out, f.Value...)
+	return append(out, '\r', '\n')
+}
+
+// relay reads the target's response and writes it to the client.
+func (x *Exchange) relay(req *message.Request, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, pump *pump, buf *[]byte) Result {
+	resp := &x.resp
+	w := x.Watch
+	w.Main.Set(w.Clock, AwaitTarget, pool.Response)
+	for interim := 0; ; interim++ {
+		if err := target.R.ReadResponse(resp, req.IsHead()); err != nil {
+			return x.refuse(rec, x.blame(err, target), detail(err))
+		}
+		if resp.Status >= 200 {
+			break
+		}
+		// 101 answers an upgrade, and none was passed on; the others may be dropped (RFC 9110 section 15.2).
+		if resp.Status == 101 {
+			return x.refuse(rec, reason.UpstreamBadResponse, &reason.Refusal{Reason: reason.UpstreamBadResponse, Expected: "a final status", Found: "101 without an upgrade"})
+		}
+		if interim == maxInterim {
+			return x.refuse(rec, reason.UpstreamInterimFlood, nil)
+		}
+	}
+	rec.TargetTime = time.Since(rec.Start)
+	rec.Status = resp.Status
+
+	// From here on the client gets bytes: what goes wrong can only be shown by an end that is not a proper one.
+	keep := req.KeepAlive && (x.Draining == nil || !x.Draining())
+	rechunk := false
+	if resp.Framing == message.UntilClose || resp.Framing == message.Chunked {
+		if rechunk = req.Minor == 1; !rechunk {
+			keep = false
+		}
+	}
+	if pump != nil && !pump.settled(time.Millisecond) {
+		keep = false // an early answer: the rest of the body would have to be read before another request could be
+	}
+	out := appendResponse((*buf)[:0], resp, rechunk, keep, req)
+	body := target.R.Body(&resp.Head, false)
+	if !rechunk {
+		if ready := body.Ready(cap(out) - len(out)); len(ready) > 0 {
+			out = append(out, ready...)
+		}
+	}
+	if !body.Done() && (rechunk || target.R.Buffered() > 0) {
+		return x.stream(rec, body, target, pool, out, rechunk, keep)
+	}
+	w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
+	if _, err := x.Client.Write(out); err != nil {
+		return x.lost(rec, err)
+	}
+	if body.Done() {
+		rec.BytesOut = body.Total()
+		rec.Reason = reason.Completed
+		return Result{Reason: reason.Completed, Answered: true, Keep: keep}
+	}
+	return x.stream(rec, body, target, pool, out[:0], rechunk, keep)
+}
+
+// chunkRoom is what a chunk-size line takes: eight digits, zeros in front, and CR LF, so that data read behind it need
+// not move.
+const chunkRoom = 10
+
+// chunkEnd is room for the CR LF behind a chunk and for the last chunk.
+const chunkEnd = 2 + 5
+
+// stream relays a body that is not complete in the buffer. out holds what has not been written yet.
+func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.Conn, pool *upstream.Pool, out []byte, rechunk, keep bool) Result {
+	w := x.Watch
+	defer func() { rec.BytesOut = body.Total() }()
+	for {
+		room := out[len(out):cap(out)]
+		off := 0
+		if rechunk {
+			off = chunkRoom
+			room = room[:len(room)-chunkEnd]
+		}
+		w.Main.Set(w.Clock, ReadingTarget, pool.Idle)
+		if len(out) > 0 && target.R.Buffered() == 0 {
+			// What is there goes out before we wait for more: a client of a slow stream sees its head at once.
+			w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
+			if _, err := x.Client.Write(out); err != nil {
+				return x.lost(rec, err)
+			}
+			out = out[:0]
+			continue
+		}
+		n, err := body.Read(room[off:])
+		if n > 0 {
+			if rechunk {
+				out = appendChunk(out, n)
+			} else {
+				out = out[:len(out)+n]
+			}
+		}
+		if err != nil && err != io.EOF {
+			if _, timeout := w.Main.Expired(); !timeout && len(out) > 0 {
+				w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
+				_, _ = x.Client.Write(out)
+			}
+			rec.Fail(reason.UpstreamTruncated, err)
+			rec.Reason = reason.UpstreamTruncated
+			if why, ok := w.Main.Expired(); ok {
+				rec.Reason = why
+			}
+			return Result{Reason: rec.Reason, Answered: true, Cut: true}
+		}
+		if err == io.EOF && rechunk {
+			out = append(out, "0\r\n\r\n"...)
+		}
+		w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
+		if _, err := x.Client.Write(out); err != nil {
+			return x.lost(rec, err)
+		}
+		out = out[:0]
+		if err == io.EOF {
+			rec.Reason = reason.Completed
+			return Result{Reason: reason.Completed, Answered: true, Keep: keep}
+		}
+	}
+}
+
+// appendChunk frames the n bytes that were read chunkRoom behind out's end as one chunk.
+func appendChunk(out []byte, n int) []byte {
+	for shift := 28; shift >= 0; shift -= 4 {
+		out = append(out, "0123456789abcdef"[n>>shift&15])
+	}
+	out = append(out, '\r', '\n')
+	out = out[:len(out)+n]
+	return append(out, '\r', '\n')
+}
+
+func appendResponse(out []byte, resp *message.Response, rechunk, keep bool, req *message.Request) []byte {
+	out = append(out, "HTTP/1.1 "...)
+	out = strconv.AppendInt(out, int64(resp.Status), 10)
+	out = append(out, ' ')
+	out = append(out, resp.Phrase...)
+	out = append(out, '\r', '\n')
+	for i := range resp.Fields {
+		f := &resp.Fields[i]
+		if !f.Hop && !identity.Protected(f.Name) {
+			out = appendField(out, f)
+		}
+	}
+	switch {
+	case rechunk:
+		out = append(out, "Transfer-Encoding: chunked\r\n"...)
+	case resp.ContentLength >= 0 && resp.Status != 204 && resp.Framing != message.Chunked:
+		out = append(out, "Content-Length: "...)
+		out = strconv.AppendInt(out, resp.ContentLength, 10)
+		out = append(out, '\r', '\n')
+	}
+	if !keep {
+		out = append(out, "Connection: close\r\n"...)
+	} else if req.Minor == 0 {
+		out = append(out, "Connection: keep-alive\r\n"...)
+	}
+	return append(out, '\r', '\n')
+}
+
+// lost is the end of an exchange whose client could not be written to.
+func (x *Exchange) lost(rec *record.Request, err error) Result {
+	rec.Fail(reason.ClientAborted, err)
+	if why, ok := x.Watch.Main.Expired(); ok {
+		rec.Reason = why
+	}
+	return Result{Reason: rec.Reason, Answered: true, Cut: true}
+}
+
+// blame finds the reason for an error met while waiting for a response head.
+func (x *Exchange) blame(err error, target *upstream.Conn) reason.Reason {
+	if x.Watch.Gone() {
+		return reason.ClientAborted
+	}
+	if why, ok := x.Watch.Main.Expired(); ok {
+		return why
+	}
+	var r *reason.Refusal
+	if errors.As(err, &r) {
+		return r.Reason
+	}
+	return target.Blame(err)
+}
+
+// detail leaves out errors that say no more than the reason.
+func detail(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,133 @@
+package forward
+
+import (
+	"io"
+	"runtime/debug"
+	"time"
+
+	"countersign/internal/h1"
+	"countersign/internal/message"
+	"countersign/internal/reason"
+	"countersign/internal/upstream"
+)
+
+// pump sends a streaming request body while its exchange reads the response: a target may answer early. It ends with
+// the exchange.
+type pump struct {
+	x     *Exchange
+	done  chan error
+	err   error
+	ended bool
+}
+
+// errTargetWrite says that the target takes no more of the body; its answer, if any, says why.
+type errTargetWrite struct{ error }
+
+// errStopped says that the exchange ended first.
+type errStopped struct{ error }
+
+func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *upstream.Conn, pool *upstream.Pool) *pump {
+	p := &pump{x: x, done: make(chan error, 1)}
+	x.Watch.Pump.Set(x.Watch.Clock, ReadingBody, x.Limits.BodyIdle)
+	go func() {
+		var err error
+		defer func() {
+			if v := recover(); v != nil {
+				err = &reason.Refusal{Reason: reason.Internal, Found: "a panic: " + string(debug.Stack())}
+			}
+			x.Watch.Pump.Set(x.Watch.Clock, Free, 0)
+			if _, ok := err.(*reason.Refusal); ok {
+				_ = target.Wire.SetDeadline(past) // the exchange must not go on waiting for an answer to half a request
+			}
+			p.done <- err
+		}()
+		err = x.send(body, framing == message.Chunked, target, pool.Idle)
+	}()
+	return p
+}
+
+// send copies body to target. A *reason.Refusal is the client's fault and ends the exchange.
+func (x *Exchange) send(body *h1.Body, chunked bool, target *upstream.Conn, idle time.Duration) error {
+	buf := outs.Get().(*[]byte)
+	defer outs.Put(buf)
+	w := x.Watch
+	for {
+		out := (*buf)[:0]
+		room := out[:cap(out)]
+		off := 0
+		if chunked {
+			off, room = chunkRoom, room[:len(room)-chunkEnd]
+		}
+		w.Pump.Set(w.Clock, ReadingBody, x.Limits.BodyIdle)
+		n, err := body.Read(room[off:])
+		if err != nil && err != io.EOF {
+			if why, ok := w.Pump.Expired(); ok {
+				return &reason.Refusal{Reason: why}
+			}
+			if r, ok := err.(*reason.Refusal); ok {
+				return r
+			}
+			return &reason.Refusal{Reason: reason.BodyTruncated, Cause: detail(err)}
+		}
+		if n > 0 {
+			if chunked {
+				out = appendChunk(out, n)
+			} else {
+				out = out[:n]
+			}
+		}
+		if err == io.EOF && chunked {
+			out = append(out, "0\r\n\r\n"...)
+		}
+		w.Pump.Set(w.Clock, WritingTarget, idle)
+		if len(out) > 0 {
+			if _, err := target.Write(out); err != nil {
+				return errTargetWrite{err}
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+	}
+}
+
+// settled waits at most d for the pump to end.
+func (p *pump) settled(d time.Duration) bool {
+	if p.ended {
+		return true
+	}
+	select {
+	case p.err = <-p.done:
+		p.ended = true
+		return true
+	default:
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case p.err = <-p.done:
+		p.ended = true
+	case <-timer.C:
+	}
+	return p.ended
+}
+
+// finish gives a pump that is still at work a moment and then stops it: the exchange is over, and the rest of the body
+// belongs to nobody. It returns nil only if the whole body was sent.
+func (p *pump) finish() error {
+	if !p.settled(20 * time.Millisecond) {
+		w := p.x.Watch
+		_ = w.Client.SetReadDeadline(past)
+		w.mu.Lock()
+		if w.target != nil {
+			_ = w.target.SetDeadline(past)
+		}
+		w.mu.Unlock()
+		if p.err = <-p.done; p.err != nil {
+			p.err = errStopped{p.err}
+		}
+		p.ended = true
+		_ = w.Client.SetReadDeadline(time.Time{})
+	}
+	return p.err
+}

@@ -1,0 +1,411 @@
+package h1
+
+import (
+	"bytes"
+	"errors"
+	"io"
+
+	"countersign/internal/identity"
+	"countersign/internal/message"
+	"countersign/internal/reason"
+)
+
+// ReadRequest reads the next request head into req. A *reason.Refusal says what was wrong with it; any other error is
+// the connection's. After a refusal nothing more may be read: where the next message begins is not known.
+func (d *Reader) ReadRequest(req *message.Request) error {
+	req.Reset()
+	if err := d.Wait(); err != nil {
+		return err
+	}
+	if !token[(*d.buf)[d.r]] {
+		// Refused at once: what is not text may never send a line end.
+		return refuse(reason.BadRequestLine, "a method", "a byte that no method starts with")
+	}
+	head, err := d.head(reason.HeaderTooLarge, reason.BadHeader)
+	if err != nil {
+		return err
+	}
+	line, rest := cutLine(head)
+	if err := requestLine(req, line); err != nil {
+		return err
+	}
+	if req.Fields, err = fields(req.Fields, rest, d.limits.Fields, reason.BadHeader); err != nil {
+		return err
+	}
+	return requestFacts(req)
+}
+
+// requestLine parses METHOD SP target SP HTTP/1.x (RFC 9112 section 3) with exactly one space each.
+func requestLine(req *message.Request, line []byte) error {
+	bad := func(found string) error {
+		return refuse(reason.BadRequestLine, "METHOD target HTTP/1.1", found)
+	}
+	i := bytes.IndexByte(line, ' ')
+	if i < 0 {
+		return bad("a line without spaces")
+	}
+	j := bytes.LastIndexByte(line, ' ')
+	if i == j {
+		return bad("a line with one space (HTTP/0.9 is not spoken)")
+	}
+	method, target, version := line[:i], line[i+1:j], line[j+1:]
+	if !isToken(method) || len(method) > 32 {
+		return bad("a method that is not a token of at most 32 characters")
+	}
+	switch string(version) {
+	case "HTTP/1.1":
+		req.Minor = 1
+	case "HTTP/1.0":
+		req.Minor = 0
+	default:
+		if len(version) == 8 && bytes.HasPrefix(version, []byte("HTTP/")) {
+			return refuse(reason.VersionUnsupported, "HTTP/1.0 or HTTP/1.1", "another version")
+		}
+		return bad("another version text")
+	}
+	for _, c := range target {
+		if c <= ' ' || c >= 0x7f || c == '#' {
+			return bad("a space, control character, fragment or non-ASCII byte in the target")
+		}
+	}
+	req.Method = method
+	if string(method) == "CONNECT" || string(method) == "TRACE" {
+		return refuse(reason.MethodRefused, "", "")
+	}
+	if len(target) == 0 {
+		return bad("an empty target")
+	}
+	if target[0] != '/' {
+		if string(target) == "*" {
+			if string(method) != "OPTIONS" {
+				return bad("target * with a method other than OPTIONS")
+			}
+			req.Path = target
+			return nil
+		}
+		// absolute-form (RFC 9112 section 3.2.2): its authority must be that of Host, see requestFacts.
+		k := bytes.Index(target, []byte("://"))
+		if k < 0 || !(message.EqualFold(target[:k], "http") || message.EqualFold(target[:k], "https")) {
+			return bad("a target that neither starts with / nor is an http URL")
+		}
+		rest := target[k+3:]
+		end := bytes.IndexAny(rest, "/?")
+		if end < 0 {
+			req.Host, target = rest, slash
+		} else if rest[end] == '?' {
+			return bad("an absolute target without a path")
+		} else {
+			req.Host, target = rest[:end], rest[end:]
+		}
+		if len(req.Host) == 0 {
+			return refuse(reason.HostInvalid, "a host", "an absolute target without one")
+		}
+	}
+	if q := bytes.IndexByte(target, '?'); q >= 0 {
+		req.Path, req.Query, req.HasQuery = target[:q], target[q+1:], true
+	} else {
+		req.Path = target
+	}
+	return nil
+}
+
+var slash = []byte("/")
+
+// requestFacts reads Host, framing and connection handling out of the fields and marks the hop-by-hop ones.
+func requestFacts(req *message.Request) error {
+	var host, length, coding, connection, upgrade, expect int
+	var lengthValue, codingValue, expectValue, upgradeValue []byte
+	absolute := req.Host
+	for i := range req.Fields {
+		f := &req.Fields[i]
+		switch len(f.Name) {
+		case 2:
+			f.Hop = message.EqualFold(f.Name, "te")
+		case 4:
+			if message.EqualFold(f.Name, "host") {
+				host++
+				req.Host = f.Value
+				f.Hop = true // forward writes its own Host line
+			}
+		case 6:
+			if message.EqualFold(f.Name, "expect") {
+				expect++
+				expectValue = f.Value
+				f.Hop = true
+			}
+		case 7:
+			if message.EqualFold(f.Name, "upgrade") {
+				upgrade++
+				upgradeValue = f.Value
+				f.Hop = true
+			} else if message.EqualFold(f.Name, "trailer") {
+				f.Hop = true
+			}
+		case 10:
+			if message.EqualFold(f.Name, "connection") {
+				connection++
+				f.Hop = true
+			} else if message.EqualFold(f.Name, "keep-alive") {
+				f.Hop = true
+			}
+		case 14:
+			if message.EqualFold(f.Name, "content-length") {
+				length++
+				lengthValue = f.Value
+				f.Hop = true
+			} else if message.EqualFold(f.Name, "http2-settings") {
+				f.Hop = true
+			}
+		case 16:
+			if message.EqualFold(f.Name, "proxy-connection") {
+				f.Hop = true
+			}
+		case 17:
+			if message.EqualFold(f.Name, "transfer-encoding") {
+				coding++
+				codingValue = f.Value
+				f.Hop = true
+			}
+		case 19:
+			f.Hop = message.EqualFold(f.Name, "proxy-authorization")
+		}
+	}
+
+	switch {
+	case host > 1:
+		return refuse(reason.HostAmbiguous, "one Host", "several")
+	case host == 0 || len(req.Host) == 0:
+		return refuse(reason.HostMissing, "", "")
+	case absolute != nil && !bytes.EqualFold(absolute, req.Host):
+		return refuse(reason.HostAmbiguous, "the target's host in Host", "another one")
+	}
+
+	// RFC 9112 section 6.1 permits to refuse everything that two readers could frame differently, and so it is.
+	switch {
+	case coding > 0 && (length > 0 || req.Minor == 0 || coding > 1):
+		return refuse(reason.FramingAmbiguous, "one way to find the end of the body",
+			"Transfer-Encoding with Content-Length, twice, or in HTTP/1.0")
+	case coding > 0 && !message.EqualFold(codingValue, "chunked"):
+		return refuse(reason.TransferEncodingUnsupported, "", "")
+	case coding > 0:
+		req.Framing, req.ContentLength = message.Chunked, -1
+	case length > 1:
+		return refuse(reason.ContentLengthInvalid, "one Content-Length", "several")
+	case length == 1:
+		n, ok := decimal(lengthValue)
+		if !ok {
+			return refuse(reason.ContentLengthInvalid, "1 to 18 decimal digits", "something else")
+		}
+		if n > 0 {
+			req.Framing = message.Length
+		}
+		req.ContentLength = n
+	default:
+		req.ContentLength = -1
+	}
+
+	req.KeepAlive = req.Minor == 1
+	if connection > 0 {
+		if err := connectionTokens(&req.Head, true); err != nil {
+			return err
+		}
+	}
+	// An offer of h2c may be ignored (RFC 9110 section 7.8); other upgrades would leave the client waiting.
+	if upgrade > 0 && !message.EqualFold(upgradeValue, "h2c") {
+		return refuse(reason.UpgradeRefused, "", "")
+	}
+	if expect > 0 {
+		if expect > 1 || !message.EqualFold(expectValue, "100-continue") {
+			return refuse(reason.ExpectationUnsupported, "100-continue", "something else")
+		}
+		req.Expect100 = req.Framing != message.NoBody && req.Minor == 1
+	}
+	return nil
+}
+
+// connectionTokens applies the Connection field: close and keep-alive, and marks the fields it names as hop-by-hop.
+// A client must not use it to have fields removed that carry identity, routing or framing (D02).
+func connectionTokens(h *message.Head, client bool) error {
+	for i := range h.Fields {
+		if !message.EqualFold(h.Fields[i].Name, "connection") {
+			continue
+		}
+		for rest := h.Fields[i].Value; len(rest) > 0; {
+			var tok []byte
+			if c := bytes.IndexByte(rest, ','); c >= 0 {
+				tok, rest = rest[:c], rest[c+1:]
+			} else {
+				tok, rest = rest, nil
+			}
+			tok = bytes.TrimSpace(tok)
+			switch {
+			case len(tok) == 0:
+			case message.EqualFold(tok, "close"):
+				h.KeepAlive = false
+			case message.EqualFold(tok, "keep-alive"):
+				if h.Minor == 0 {
+					h.KeepAlive = true
+				}
+			case client && (identity.Protected(tok) || endToEnd(tok)):
+				return refuse(reason.ProtectedConnectionToken, "", "")
+			default:
+				for j := range h.Fields {
+					if bytes.EqualFold(h.Fields[j].Name, tok) {
+						h.Fields[j].Hop = true
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// endToEnd names fields that Connection must never remove because they say whom the request is for and what it carries.
+func endToEnd(name []byte) bool {
+	for _, n := range [...]string{"host", "content-length", "transfer-encoding", "authorization", "cookie", "content-type", "content-encoding", "via"} {
+		if message.EqualFold(name, n) {
+			return true
+		}
+	}
+	return false
+}
+
+// decimal parses 1 to 18 digits and nothing else, so that it cannot overflow.
+func decimal(b []byte) (int64, bool) {
+	if len(b) == 0 || len(b) > 18 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
+}
+
+// ReadResponse reads the next response head; forHead says that the request was HEAD. A *reason.Refusal means that the
+// response cannot be trusted and that the connection must not be used again. io.EOF means that the target closed before
+// the first byte.
+func (d *Reader) ReadResponse(resp *message.Response, forHead bool) error {
+	resp.Reset()
+	head, err := d.head(reason.UpstreamBadResponse, reason.UpstreamBadResponse)
+	if err != nil {
+		if err == io.EOF && d.Buffered() > 0 {
+			return io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	line, rest := cutLine(head)
+	if err := statusLine(resp, line); err != nil {
+		return err
+	}
+	if resp.Fields, err = fields(resp.Fields, rest, 4*d.limits.Fields, reason.UpstreamBadResponse); err != nil {
+		var r *reason.Refusal
+		if errors.As(err, &r) {
+			r.Reason = reason.UpstreamBadResponse
+		}
+		return err
+	}
+	return responseFacts(resp, forHead)
+}
+
+func badResponse(expected, found string) error {
+	return refuse(reason.UpstreamBadResponse, expected, found)
+}
+
+// statusLine parses HTTP/1.x SP 3DIGIT [SP phrase] (RFC 9112 section 4).
+func statusLine(resp *message.Response, line []byte) error {
+	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[7] != '0' && line[7] != '1' || line[8] != ' ' {
+		return badResponse("HTTP/1.1 and a status", "another status line")
+	}
+	resp.Minor = line[7] - '0'
+	n, ok := decimal(line[9:12])
+	if !ok || n < 100 || n > 599 || len(line) > 12 && line[12] != ' ' {
+		return badResponse("a status from 100 to 599", "another one")
+	}
+	resp.Status = int(n)
+	if len(line) > 13 {
+		resp.Phrase = line[13:]
+		for _, c := range resp.Phrase {
+			if !value[c] {
+				return badResponse("a reason phrase without control characters", "a control character")
+			}
+		}
+	}
+	return nil
+}
+
+func responseFacts(resp *message.Response, forHead bool) error {
+	var length, coding, connection int
+	var lengthValue, codingValue []byte
+	for i := range resp.Fields {
+		f := &resp.Fields[i]
+		switch len(f.Name) {
+		case 7:
+			f.Hop = message.EqualFold(f.Name, "upgrade") || message.EqualFold(f.Name, "trailer")
+		case 10:
+			if message.EqualFold(f.Name, "connection") {
+				connection++
+				f.Hop = true
+			} else if message.EqualFold(f.Name, "keep-alive") {
+				f.Hop = true
+			}
+		case 14:
+			if message.EqualFold(f.Name, "content-length") {
+				length++
+				lengthValue = f.Value
+				f.Hop = true
+			}
+		case 16:
+			f.Hop = message.EqualFold(f.Name, "proxy-connection")
+		case 17:
+			if message.EqualFold(f.Name, "transfer-encoding") {
+				coding++
+				codingValue = f.Value
+				f.Hop = true
+			}
+		case 18:
+			f.Hop = message.EqualFold(f.Name, "proxy-authenticate")
+		}
+	}
+	switch {
+	case coding > 0 && (length > 0 || coding > 1 || resp.Minor == 0):
+		return badResponse("one way to find the end of the body", "Transfer-Encoding with Content-Length, twice, or in HTTP/1.0")
+	case coding > 0 && !message.EqualFold(codingValue, "chunked"):
+		return badResponse("Transfer-Encoding: chunked", "another coding")
+	case length > 1:
+		return badResponse("one Content-Length", "several")
+	}
+	resp.ContentLength = -1
+	if length == 1 {
+		n, ok := decimal(lengthValue)
+		if !ok {
+			return badResponse("a decimal Content-Length", "something else")
+		}
+		resp.ContentLength = n
+	}
+	resp.KeepAlive = resp.Minor == 1
+	if connection > 0 {
+		_ = connectionTokens(&resp.Head, false)
+	}
+	bodiless := forHead || resp.Status < 200 || resp.Status == 204 || resp.Status == 304
+	switch {
+	case bodiless:
+		resp.Framing = message.NoBody
+		if resp.Status == 204 && (coding > 0 || resp.ContentLength > 0) {
+			resp.KeepAlive = false // it may send a body all the same; not a connection to use again
+		}
+	case coding > 0:
+		resp.Framing = message.Chunked
+	case length == 1:
+		if resp.ContentLength > 0 {
+			resp.Framing = message.Length
+		}
+	default:
+		resp.Framing = message.UntilClose
+		resp.KeepAlive = false
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+// Package policy decides whether an identity may use a route, and is the only maker of a Permit. It does no I/O and knows
+// no HTTP beyond what it is told.
+package policy
+
+import (
+	"countersign/internal/identity"
+	"countersign/internal/reason"
+)
+
+// Mode says what a host asks of clients. The zero value is not a mode, and everything is refused under it.
+type Mode uint8
+
+// The modes of DESIGN section 1.
+const (
+	Off     Mode = iota + 1 // nobody is asked
+	Request                 // asked; a certificate that is sent must verify
+	Require                 // a certificate that verifies must be sent
+)
+
+// String returns the mode's name in the configuration.
+func (m Mode) String() string {
+	switch m {
+	case Off:
+		return "off"
+	case Request:
+		return "request"
+	case Require:
+		return "require"
+	}
+	return "none"
+}
+
+// ID names a client-auth policy: a listener and a client-auth setting by name. A connection made under one ID never
+// serves a host of another (A11, A43). The zero value belongs to no host.
+type ID string
+
+// Question is one request to be decided.
+type Question struct {
+	// Serial is the number of the request; the permit is good for this one only.
+	Serial uint64
+	// Connection is the policy the connection stands under now, by the server name it was made with; Asked is that of
+	// the host the request names.
+	Connection, Asked ID
+	// Mode is the mode of the asked host.
+	Mode Mode
+	// Client is who the connection's client is now: verified under the policy in force, or absent.
+	Client identity.Client
+	// Upstream is where the matched route leads.
+	Upstream string
+}
+
+type maker struct{ _ byte }
+
+var self = new(maker)
+
+// Permit is the proof that a request was decided. Only Decide makes one that is worth something: the zero value, and
+// one made for another request, are refused by Upstream.
+type Permit struct {
+	by       *maker
+	serial   uint64
+	upstream string
+}
+
+// Upstream returns where request serial may be forwarded to, and false if this permit does not say so.
+func (p Permit) Upstream(serial uint64) (string, bool) {
+	return p.upstream, p.by == self && p.serial == serial && p.upstream != ""
+}
+
+// Decide answers q with a permit and Unset, or with the zero permit and the reason why not.
+func Decide(q *Question) (Permit, reason.Reason) {
+	if q.Asked == "" || q.Connection != q.Asked {
+		return Permit{}, reason.PolicyMismatch
+	}
+	switch q.Mode {
+	case Off, Request:
+	case Require:
+		if _, verified := q.Client.Identity(); !verified {
+			return Permit{}, reason.ClientNoLongerTrusted
+		}
+	default:
+		return Permit{}, reason.PermitRefused
+	}
+	return Permit{by: self, serial: q.Serial, upstream: q.Upstream}, reason.Unset
+}

@@ -1,0 +1,169 @@
+// Package socket owns the connection beneath TLS: bytes counted, TLS record boundaries followed, and questions answered
+// that neither net nor crypto/tls answers, such as "has the peer gone?" without reading. It does not interpret payload.
+package socket
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Conn is a network connection that knows what has passed through it. One goroutine may read and another write at a
+// time, and one, not necessarily the same, may Peek.
+type Conn struct {
+	net.Conn
+	// In and Out count bytes on the wire. Owned by the reader and the writer.
+	In, Out int64
+
+	// Mute makes writes vanish: after a refusal that is to end in a reset, the alert that crypto/tls sends must not go out.
+	Mute bool
+
+	raw     syscall.RawConn // nil where there is no descriptor (tests in memory)
+	probing bool
+	track   bool
+	header  [5]byte
+	have    uint8  // bytes of header
+	left    int    // bytes of the current record that have not passed yet
+	last    [2]int // type and length of the last record whose header was read
+
+	one    [1]byte
+	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
+	peeked State
+}
+
+// New wraps c. records says that the bytes read are TLS records and that their boundaries are to be followed.
+func New(c net.Conn, records bool) *Conn {
+	s := &Conn{Conn: c, track: records}
+	if sc, ok := c.(syscall.Conn); ok {
+		s.raw, _ = sc.SyscallConn()
+	}
+	s.peek = func(fd uintptr) { s.peeked = look(int(fd)) }
+	return s
+}
+
+// wouldBlock is what Read answers while the connection is being probed. It is temporary, so crypto/tls does not make it
+// the connection's permanent error.
+type wouldBlock struct{}
+
+func (wouldBlock) Error() string   { return "socket: nothing to read" }
+func (wouldBlock) Timeout() bool   { return true }
+func (wouldBlock) Temporary() bool { return true }
+
+// Read reads from the connection, or fails at once while it is being probed.
+func (s *Conn) Read(p []byte) (int, error) {
+	if s.probing {
+		return 0, wouldBlock{}
+	}
+	n, err := s.Conn.Read(p)
+	s.In += int64(n)
+	if s.track {
+		s.follow(p[:n])
+	}
+	return n, err
+}
+
+// Write writes to the connection.
+func (s *Conn) Write(p []byte) (int, error) {
+	if s.Mute {
+		return len(p), nil
+	}
+	n, err := s.Conn.Write(p)
+	s.Out += int64(n)
+	return n, err
+}
+
+// CloseWrite ends the write side, where the connection can do that.
+func (s *Conn) CloseWrite() error {
+	if c, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// follow keeps count of TLS record boundaries: 5 bytes of header, the last two of which are the length.
+func (s *Conn) follow(p []byte) {
+	for len(p) > 0 {
+		if s.left > 0 {
+			n := min(s.left, len(p))
+			s.left -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(s.header[s.have:], p)
+		s.have += uint8(n)
+		p = p[n:]
+		if s.have == 5 {
+			s.left = int(s.header[3])<<8 | int(s.header[4])
+			s.last = [2]int{int(s.header[0]), s.left}
+			s.have = 0
+		}
+	}
+}
+
+// Whole reports that no TLS record has been read in part.
+func (s *Conn) Whole() bool { return s.left == 0 && s.have == 0 }
+
+// MayBeAlert reports that the last record read can have been an alert, close_notify above all: in TLS 1.3 an encrypted
+// record of 2 bytes with its type and tag, in TLS 1.2 a record of type alert.
+func (s *Conn) MayBeAlert() bool { return s.last[0] == 21 || s.last[0] == 23 && s.last[1] <= 2+1+16 }
+
+// Probe calls read, which must read from a TLS connection over s, in such a way that it sees only what TLS has already
+// taken from s. It reports whether there was anything.
+func (s *Conn) Probe(read func([]byte) (int, error)) bool {
+	s.probing = true
+	n, err := read(s.one[:])
+	s.probing = false
+	_, blocked := err.(wouldBlock)
+	return n > 0 || !blocked
+}
+
+// HasDescriptor reports whether Peek can tell anything.
+func (s *Conn) HasDescriptor() bool { return s.raw != nil }
+
+// State is what Peek found.
+type State uint8
+
+// The states.
+const (
+	Quiet   State = iota // open, nothing to read
+	Pending              // bytes to read, or no way to tell
+	Ended                // the peer has sent its FIN and everything before it has been read
+	Broken               // the connection was reset or has failed
+)
+
+// Peek says what a read would find, without reading and without blocking.
+func (s *Conn) Peek() State {
+	if s.raw == nil {
+		return Pending
+	}
+	if err := s.raw.Control(s.peek); err != nil {
+		return Broken
+	}
+	return s.peeked
+}
+
+func look(fd int) State {
+	var one [1]byte
+	for {
+		n, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return Quiet
+		case err != nil:
+			return Broken
+		case n == 0:
+			return Ended
+		default:
+			return Pending
+		}
+	}
+}
+
+// Reset makes the next Close send a TCP reset in place of an orderly end, where the connection can do that.
+func (s *Conn) Reset() {
+	if c, ok := s.Conn.(interface{ SetLinger(int) error }); ok {
+		_ = c.SetLinger(0)
+	}
+}

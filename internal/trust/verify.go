@@ -1,0 +1,330 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"countersign/internal/reason"
+)
+
+// Verify judges the chain a client presented, leaf first, as RFC 5280 section 6 has it and more strictly. The caller
+// must not have proof of possession from it: crypto/tls gives that later.
+func (s *Store) Verify(presented []*x509.Certificate, now time.Time) Verdict {
+	return s.verify(presented, x509.ExtKeyUsageClientAuth, "", now)
+}
+
+// VerifyServer judges the chain of a target that is to be dns: a host name or an address.
+func (s *Store) VerifyServer(presented []*x509.Certificate, dns string, now time.Time) Verdict {
+	v := s.verify(presented, x509.ExtKeyUsageServerAuth, dns, now)
+	if !v.Accepted {
+		v.Reason = reason.UpstreamCertRefused
+	}
+	return v
+}
+
+func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, now time.Time) Verdict {
+	if s == nil || s.pool == nil {
+		return Verdict{Reason: reason.Internal, Rule: reason.Internal, Found: "a trust store that was not made by NewStore"}
+	}
+	if f := s.admit(presented, now); f != nil {
+		return s.refuse(f, nil, 0)
+	}
+	leaf := presented[0]
+	tried := presented[:1:1]
+	if f := s.leaf(leaf, use); f != nil {
+		return s.refuse(f, tried, 0)
+	}
+	if use == x509.ExtKeyUsageServerAuth {
+		// An empty name would make crypto/x509 skip the comparison. Its error holds every name of the certificate.
+		if dns == "" || leaf.VerifyHostname(dns) != nil {
+			return s.refuse(&fault{rule: reason.UpstreamCertRefused, expected: "a certificate for " + quote(dns),
+				found: hostNames(leaf)}, tried, 0)
+		}
+	}
+	chains, v := s.chains(leaf, presented[1:], use, now)
+	if chains == nil {
+		return v
+	}
+	if f := s.leafDates(leaf, now); f != nil {
+		return s.refuse(f, chains[0], 0)
+	}
+	// One acceptable path is enough (threats B17). Of several refusals the weightiest is told.
+	var best Verdict
+	for _, chain := range chains {
+		f, depth := s.path(chain, now)
+		if f == nil {
+			return Verdict{Accepted: true, Chain: chain, Store: s.name, Version: s.version}
+		}
+		if best.Reason == reason.Unset || weight(f.rule) > weight(best.Rule) {
+			best = s.refuse(f, chain, depth)
+		}
+	}
+	return best
+}
+
+func (s *Store) refuse(f *fault, chain []*x509.Certificate, depth int) Verdict {
+	v := Verdict{Reason: f.rule, Rule: f.rule, Chain: chain, Depth: depth, Expected: f.expected, Found: f.found, Cause: f.cause,
+		Store: s.name, Version: s.version}
+	if depth < len(chain) {
+		v.At = chain[depth]
+	}
+	return v
+}
+
+// admit bounds what is looked at, before anything is.
+func (s *Store) admit(presented []*x509.Certificate, now time.Time) *fault {
+	switch {
+	case len(presented) == 0:
+		return &fault{rule: reason.ClientCertMissing, expected: "a certificate", found: "none"}
+	case len(presented) > s.opts.MaxPresented:
+		return &fault{rule: reason.ClientCertTooMany, expected: fmt.Sprintf("at most %d certificates", s.opts.MaxPresented), found: fmt.Sprint(len(presented))}
+	case now.IsZero():
+		return &fault{rule: reason.Internal, expected: "the time", found: "none"}
+	}
+	size := 0
+	for _, c := range presented {
+		if c == nil || len(c.Raw) == 0 {
+			return &fault{rule: reason.ClientCertUnparsable, expected: "parsed certificates", found: "one that was not"}
+		}
+		size += len(c.Raw)
+	}
+	if size > maxChainBytes {
+		return &fault{rule: reason.ClientCertTooLarge, expected: fmt.Sprintf("at most %d bytes of certificates", maxChainBytes), found: fmt.Sprint(size)}
+	}
+	return nil
+}
+
+// chains builds every chain to an anchor. Signatures, issuers' dates, path lengths, name constraints, policies and the
+// nesting of purposes are crypto/x509's work. If there is none, the verdict says why.
+//
+// The leaf's dates are left out, for two reasons: an expired certificate of a stranger is first of all a stranger's,
+// and an expired leaf that is allowed must excuse nothing but itself.
+func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, use x509.ExtKeyUsage, now time.Time) ([][]*x509.Certificate, Verdict) {
+	inter := x509.NewCertPool()
+	for _, c := range others {
+		// What cannot stand in a chain must not cost a signature check. explain meets it again.
+		if member(c) == nil && issues(c) == nil {
+			inter.AddCert(c)
+		}
+	}
+	undated := *leaf
+	undated.NotBefore, undated.NotAfter = now, now
+	chains, err := undated.Verify(x509.VerifyOptions{
+		Roots: s.pool, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{use},
+	})
+	if err != nil || len(chains) == 0 {
+		return nil, s.explain(leaf, others, use, now, err)
+	}
+	for _, chain := range chains {
+		chain[0] = leaf
+	}
+	return chains, Verdict{}
+}
+
+func (s *Store) leafDates(c *x509.Certificate, now time.Time) *fault {
+	switch {
+	case now.Before(c.NotBefore):
+		return notYet(c, now)
+	case now.After(c.NotAfter) && !s.opts.AllowExpiredLeaf:
+		return expired(reason.ClientCertExpired, c, now)
+	}
+	return nil
+}
+
+func notYet(c *x509.Certificate, now time.Time) *fault {
+	return &fault{rule: reason.ClientCertNotYetValid, expected: "validity at " + stamp(now), found: subject(c) + " valid from " + stamp(c.NotBefore)}
+}
+
+func expired(rule reason.Reason, c *x509.Certificate, now time.Time) *fault {
+	return &fault{rule: rule, expected: "validity at " + stamp(now), found: subject(c) + " valid until " + stamp(c.NotAfter)}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// path judges a chain that crypto/x509 built. Its intermediates have passed member and issues before.
+func (s *Store) path(chain []*x509.Certificate, now time.Time) (*fault, int) {
+	if depth := len(chain) - 1; depth > s.opts.MaxDepth {
+		return &fault{rule: reason.ClientCertDepth, expected: fmt.Sprintf("at most %d certificates below the anchor", s.opts.MaxDepth),
+			found: fmt.Sprint(depth)}, s.opts.MaxDepth
+	}
+	if s.opts.CheckRevocation {
+		return s.revocation(chain, now)
+	}
+	return nil, 0
+}
+
+// weight orders refusals of several paths: what no other path could have cured comes first.
+func weight(r reason.Reason) int {
+	return slices.Index([]reason.Reason{reason.ClientCertDepth, reason.CRLMissing, reason.CRLStale, reason.ClientIssuerRevoked, reason.ClientCertRevoked}, r)
+}
+
+func hostNames(c *x509.Certificate) string {
+	n := len(c.DNSNames) + len(c.IPAddresses)
+	switch {
+	case n == 0:
+		return "a certificate without host names, " + subject(c)
+	case len(c.DNSNames) == 0:
+		return fmt.Sprintf("a certificate for %s (%d names)", quote(c.IPAddresses[0].String()), n)
+	}
+	return fmt.Sprintf("a certificate for %s (%d names)", quote(c.DNSNames[0]), n)
+}
+
+// explain finds out which certificate of which attempted path broke which rule, which errors of crypto/x509 tell only
+// in part. It decides nothing: the refusal stands.
+func (s *Store) explain(leaf *x509.Certificate, others []*x509.Certificate, use x509.ExtKeyUsage, now time.Time, err error) Verdict {
+	e := explainer{store: s, others: others, use: use, now: now, signatures: 32}
+	e.walk([]*x509.Certificate{leaf}, nil, 0)
+	switch {
+	case e.full && e.fault != nil:
+		return s.refuse(e.fault, e.chain, e.depth)
+	case e.full:
+		// The walk sees nothing wrong with this path, so it is one of the rules that only crypto/x509 checks.
+		return s.refuse(fromX509(err), e.chain, 0)
+	case e.fault != nil:
+		return s.refuse(e.fault, e.chain, e.depth)
+	}
+	return s.refuse(fromX509(err), []*x509.Certificate{leaf}, 0)
+}
+
+// fromX509 maps what is left of crypto/x509's errors.
+func fromX509(err error) *fault {
+	f := &fault{rule: reason.ClientCertInvalid, expected: "a chain that crypto/x509 accepts"}
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) {
+		switch invalid.Reason {
+		case x509.CANotAuthorizedForThisName, x509.UnconstrainedName, x509.TooManyConstraints, x509.NotAuthorizedToSign,
+			x509.TooManyIntermediates, x509.NoValidChains:
+			f.rule, f.expected = reason.ClientCertConstraint, "a certificate within the constraints of its issuers"
+		case x509.IncompatibleUsage:
+			f.rule, f.expected = reason.ClientCertEKU, "issuers that allow the purpose"
+		}
+	}
+	if err != nil {
+		f.cause = bounded(err)
+		f.found = f.cause.Error()
+	}
+	return f
+}
+
+// explainer walks from the leaf upwards as crypto/x509 does, but goes on after a fault: a path that reaches an anchor
+// with one fault says more than one that leads nowhere.
+type explainer struct {
+	store      *Store
+	others     []*x509.Certificate
+	use        x509.ExtKeyUsage
+	now        time.Time
+	signatures int // that may still be checked
+
+	// The best explanation so far.
+	chain []*x509.Certificate
+	fault *fault
+	depth int
+	full  bool // chain ends in an anchor
+}
+
+func (e *explainer) take(chain []*x509.Certificate, f *fault, depth int, full bool) {
+	if e.chain == nil || full && !e.full || full == e.full && len(chain) > len(e.chain) && !full {
+		e.chain, e.fault, e.depth, e.full = slices.Clone(chain), f, depth, full
+	}
+}
+
+// walk extends chain; first is the first fault met on it, at depth.
+func (e *explainer) walk(chain []*x509.Certificate, first *fault, depth int) {
+	at := len(chain) - 1
+	child := chain[at]
+	near := "" // an issuer of the right name that is not the issuer
+	found := false
+	try := func(ca *x509.Certificate, anchor bool) {
+		if slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return sameCA(c, ca) }) {
+			return
+		}
+		f, d := first, depth
+		if g, where := e.issuer(child, ca, at+1, anchor); g != nil {
+			if g.rule == reason.ClientCertUntrusted {
+				near = g.found
+				return
+			}
+			if f == nil {
+				f, d = g, where
+			}
+		}
+		found = true
+		next := append(slices.Clip(chain), ca)
+		if !anchor {
+			e.walk(next, f, d)
+			return
+		}
+		if f == nil {
+			f, d = e.nesting(next)
+		}
+		e.take(next, f, d, true)
+	}
+	for _, a := range e.store.bySubject[string(child.RawIssuer)] {
+		try(a, true)
+	}
+	for _, c := range e.others {
+		if bytes.Equal(c.RawSubject, child.RawIssuer) {
+			try(c, false)
+		}
+	}
+	if !found {
+		f := &fault{rule: reason.ClientCertUntrusted, expected: "an issuer in trust store " + quote(e.store.name),
+			found: fmt.Sprintf("issuer %s of %s, which was neither sent nor trusted", issuerName(child), subject(child))}
+		if near != "" {
+			f.found = near
+		}
+		// Faults further down are left out: a stranger's certificate is first of all a stranger's.
+		e.take(chain, f, at, false)
+	}
+}
+
+// sameCA is how crypto/x509 recognises a loop: the same name and key, whoever signed it.
+func sameCA(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
+}
+
+// issuer says what is wrong with ca as the issuer of child, and at which depth.
+func (e *explainer) issuer(child, ca *x509.Certificate, depth int, anchor bool) (*fault, int) {
+	if !anchor {
+		if f := member(ca); f != nil {
+			return f, depth
+		}
+		if err := issues(ca); err != nil {
+			return &fault{rule: reason.ClientCertConstraint, expected: "an issuer that is a CA", found: bounded(err).Error()}, depth
+		}
+	}
+	if e.signatures--; e.signatures < 0 {
+		return &fault{rule: reason.ClientCertInvalid, expected: "a chain that can be found", found: "too many certificates of the same name"}, depth
+	}
+	// SHA-1 and MD5 have been told as member's fault; here it only matters which CA is meant.
+	var insecure x509.InsecureAlgorithmError
+	if err := ca.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature); err != nil && !errors.As(err, &insecure) {
+		return &fault{rule: reason.ClientCertUntrusted, found: fmt.Sprintf("%s, which CA %s did not sign, though it has the issuer's name",
+			subject(child), subject(ca))}, depth - 1
+	}
+	switch {
+	case e.now.Before(ca.NotBefore):
+		return notYet(ca, e.now), depth
+	case e.now.After(ca.NotAfter):
+		return expired(reason.ClientCertIssuerExpired, ca, e.now), depth
+	case ca.MaxPathLen >= 0 && depth-1 > ca.MaxPathLen:
+		return &fault{rule: reason.ClientCertConstraint, expected: fmt.Sprintf("at most %d CAs below %s", ca.MaxPathLen, subject(ca)),
+			found: fmt.Sprint(depth - 1)}, depth
+	}
+	return nil, 0
+}
+
+// nesting finds the issuer whose extendedKeyUsage leaves out the purpose (threats B01).
+func (e *explainer) nesting(chain []*x509.Certificate) (*fault, int) {
+	for d := len(chain) - 1; d > 0; d-- {
+		c := chain[d]
+		if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, e.use) && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+			return &fault{rule: reason.ClientCertEKU, expected: "a CA that may issue for " + useNames[e.use], found: purposes(c) + " in CA " + subject(c)}, d
+		}
+	}
+	return nil, 0
+}
