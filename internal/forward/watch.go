@@ -49,6 +49,9 @@ func (p Phase) Reason() reason.Reason {
 // Clock is a coarse clock that one goroutine moves on, so that setting a deadline costs no system call.
 type Clock struct{ ms atomic.Int64 }
 
+// Tick is how often the clock moves at least. Deadlines are up to one tick late, and never early.
+const Tick = 250 * time.Millisecond
+
 // Set moves the clock to now.
 func (c *Clock) Set(now time.Time) { c.ms.Store(now.UnixMilli()) }
 
@@ -66,7 +69,7 @@ const expired = 1 << 7
 func (w *Wait) Set(clock *Clock, p Phase, d time.Duration) {
 	word := int64(p)
 	if p != Free && d > 0 {
-		word |= (clock.ms.Load() + d.Milliseconds()) << 8
+		word |= (clock.ms.Load() + (d + Tick).Milliseconds()) << 8
 	}
 	for {
 		old := w.word.Load()

@@ -184,45 +184,48 @@ func (f *Frontend) accept(k string, sock net.Listener) {
 	var pause time.Duration
 	for {
 		raw, err := sock.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Out of descriptors or memory, or a connection that ended before it was accepted: go on, and not at full speed.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			f.log.Warn("cannot accept a connection", "listener", k, "reason", reason.Overloaded.String(), "error", err, "retry_in", pause.String())
-			select {
-			case <-time.After(pause):
-			case <-f.stop:
-				return
-			}
+		if err == nil {
+			pause = 0
+			f.admit(k, raw)
 			continue
 		}
-		pause = 0
-		a := f.current.Load().listeners[k]
-		if a == nil {
-			raw.Close()
-			continue
+		if errors.Is(err, net.ErrClosed) {
+			return
 		}
-		if n := a.open.Add(1); n > int64(a.Limits.Connections) {
-			a.open.Add(-1)
-			a.book.Handshake(&record.Handshake{Ref: newRef(), Client: raw.RemoteAddr().String(), Reason: reason.ConnectionLimit})
-			raw.Close()
-			continue
+		// Out of descriptors or memory, or a connection that ended before it was accepted: go on, and not at full speed.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		f.log.Warn("cannot accept a connection", "listener", k, "reason", reason.Overloaded.String(), "error", err, "retry_in", pause.String())
+		select {
+		case <-time.After(pause):
+		case <-f.stop:
+			return
 		}
-		if t, ok := raw.(*net.TCPConn); ok {
-			_ = t.SetNoDelay(true)
-		}
-		c := &conn{f: f, sock: socket.New(raw, a.Protocol == snapshot.HTTPS), ref: newRef(), peer: raw.RemoteAddr().String(), listener: a, book: a.book}
-		c.watch.Clock, c.watch.Client = &f.clock, c.sock
-		c.entry = f.table.add(k, c, a.Protocol == snapshot.HTTPS)
-		a.book.Opened()
-		f.wg.Add(1)
-		go func() {
-			defer f.wg.Done()
-			f.serve(c)
-		}()
 	}
+}
+
+// admit begins the life of a connection, if the listener has room for it.
+func (f *Frontend) admit(k string, raw net.Conn) {
+	defer f.guard()
+	a := f.current.Load().listeners[k]
+	if a == nil {
+		raw.Close()
+		return
+	}
+	if n := a.open.Add(1); n > int64(a.Limits.Connections) {
+		a.open.Add(-1)
+		a.book.Handshake(&record.Handshake{Ref: newRef(), Client: raw.RemoteAddr().String(), Reason: reason.ConnectionLimit})
+		raw.Close()
+		return
+	}
+	c := &conn{f: f, sock: socket.New(raw, a.Protocol == snapshot.HTTPS), ref: newRef(), peer: raw.RemoteAddr().String(), listener: a, book: a.book}
+	c.watch.Clock, c.watch.Client = &f.clock, c.sock
+	c.entry = f.table.add(k, c, a.Protocol == snapshot.HTTPS)
+	a.book.Opened()
+	f.wg.Add(1)
+	go func() {
+		defer f.wg.Done()
+		f.serve(c)
+	}()
 }
 
 // newRef makes the reference by which a connection is found in the log.
@@ -232,13 +235,10 @@ func newRef() string {
 	return hex.EncodeToString(b[:])
 }
 
-// sweepEvery is the precision of every deadline.
-const sweepEvery = 250 * time.Millisecond
-
 // sweep moves the clock, and ends waits whose time is up.
 func (f *Frontend) sweep() {
 	defer close(f.swept)
-	tick := time.NewTicker(sweepEvery)
+	tick := time.NewTicker(forward.Tick)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		select {

@@ -49,6 +49,7 @@ func (c *conn) handshake() bool {
 	}
 	hs.Cipher, hs.Group, hs.Resumed = tls.CipherSuiteName(state.CipherSuite), state.CurveID.String(), state.DidResume
 	hs.Reason = reason.Completed
+	c.sock.Mute, c.sock.MuteOnRead = false, false
 	// Only now has the client proven that it holds the key of the certificate it showed.
 	c.identify()
 	hs.Identity = c.client
@@ -88,7 +89,12 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return conf, nil
 	}
 	host := c.host
-	conf.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return host.Keys.For(h), nil }
+	conf.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		// Called right before our flight; what we write after the next read, and before the client is verified, can only be
+		// an alert.
+		c.sock.MuteOnRead = host.Auth.Reset
+		return host.Keys.For(h), nil
+	}
 	if host.Auth.Mode == policy.Off {
 		return conf, nil
 	}
@@ -102,8 +108,10 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c.presented = cs.PeerCertificates
 		c.verdict = judge(&host.Auth, c.presented, time.Now())
 		if !c.verdict.Accepted {
-			c.sock.Mute = host.Auth.Reset
 			return errRefused
+		}
+		if cs.Version < tls.VersionTLS13 { // which still has its Finished to send
+			c.sock.Mute = false
 		}
 		return nil
 	}

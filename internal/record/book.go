@@ -83,18 +83,24 @@ func (b *Book) Panicked() { b.panics.Inc() }
 
 // line adds what add appends to the pending lines, or drops it.
 func (b *Book) line(add func([]byte) []byte) {
-	b.mu.Lock()
-	if len(b.pending) > maxPending || b.closed {
-		b.mu.Unlock()
+	first, kept := b.keep(add)
+	switch {
+	case !kept:
 		b.dropped.Inc()
-		return
-	}
-	first := len(b.pending) == 0
-	b.pending = add(b.pending)
-	b.mu.Unlock()
-	if first {
+	case first:
 		b.signal()
 	}
+}
+
+func (b *Book) keep(add func([]byte) []byte) (first, kept bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock() // also when add panics: others must be able to write on
+	if len(b.pending) > maxPending || b.closed {
+		return false, false
+	}
+	first = len(b.pending) == 0
+	b.pending = add(b.pending)
+	return first, true
 }
 
 func (b *Book) signal() {

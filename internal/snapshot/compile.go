@@ -48,6 +48,8 @@ const (
 	defaultKeepalive  = 30 * time.Second
 	defaultPerTarget  = 1024
 
+	maxHeaderBytes = 1 << 20
+
 	maxFile = 128 << 20 // a revocation list of about four million entries
 )
 
@@ -511,6 +513,9 @@ func (c *compiler) listener(path, name string, l *config.Listener, conf *config.
 	}
 	out.TLS = c.negotiation(config.Path(path, "tls"), l.TLS)
 	out.Limits = limits(l.Limits)
+	if n := out.Limits.Message.HeadBytes; n > maxHeaderBytes {
+		c.problem(config.Path(path, "limits.header_bytes"), "use at most 1MiB", "header_bytes is %d; a head is kept in memory whole", n)
+	}
 	for i, h := range l.Hosts {
 		at := config.Path(path, "hosts", i)
 		host := c.host(at, out, h, conf)

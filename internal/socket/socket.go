@@ -4,7 +4,9 @@ package socket
 
 import (
 	"net"
+	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,16 +18,17 @@ type Conn struct {
 	// In and Out count bytes on the wire. Owned by the reader and the writer.
 	In, Out int64
 
-	// Mute makes writes vanish: after a refusal that is to end in a reset, the alert that crypto/tls sends must not go out.
-	Mute bool
+	// Mute makes writes vanish, and MuteOnRead sets it at the next Read: where a refusal is to end in a reset, the alert that
+	// crypto/tls would send must not go out.
+	Mute, MuteOnRead bool
 
 	raw     syscall.RawConn // nil where there is no descriptor (tests in memory)
 	probing bool
 	track   bool
 	header  [5]byte
-	have    uint8  // bytes of header
-	left    int    // bytes of the current record that have not passed yet
-	last    [2]int // type and length of the last record whose header was read
+	have    uint8       // bytes of header
+	left    int         // bytes of the current record that have not passed yet
+	alert   atomic.Bool // the last record can have been an alert; read by whoever peeks
 
 	one    [1]byte
 	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
@@ -54,6 +57,9 @@ func (wouldBlock) Temporary() bool { return true }
 func (s *Conn) Read(p []byte) (int, error) {
 	if s.probing {
 		return 0, wouldBlock{}
+	}
+	if s.MuteOnRead {
+		s.Mute, s.MuteOnRead = true, false
 	}
 	n, err := s.Conn.Read(p)
 	s.In += int64(n)
@@ -95,7 +101,7 @@ func (s *Conn) follow(p []byte) {
 		p = p[n:]
 		if s.have == 5 {
 			s.left = int(s.header[3])<<8 | int(s.header[4])
-			s.last = [2]int{int(s.header[0]), s.left}
+			s.alert.Store(s.header[0] == 21 || s.header[0] == 23 && s.left <= 2+1+16)
 			s.have = 0
 		}
 	}
@@ -106,7 +112,7 @@ func (s *Conn) Whole() bool { return s.left == 0 && s.have == 0 }
 
 // MayBeAlert reports that the last record read can have been an alert, close_notify above all: in TLS 1.3 an encrypted
 // record of 2 bytes with its type and tag, in TLS 1.2 a record of type alert.
-func (s *Conn) MayBeAlert() bool { return s.last[0] == 21 || s.last[0] == 23 && s.last[1] <= 2+1+16 }
+func (s *Conn) MayBeAlert() bool { return s.alert.Load() }
 
 // Probe calls read, which must read from a TLS connection over s, in such a way that it sees only what TLS has already
 // taken from s. It reports whether there was anything.
@@ -146,12 +152,13 @@ func (s *Conn) Peek() State {
 func look(fd int) State {
 	var one [1]byte
 	for {
-		n, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		// The system call itself: unix.Recvfrom makes a socket address for every call, and this is on the request path.
+		n, _, err := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&one)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			return Quiet
-		case err != nil:
+		case err != 0:
 			return Broken
 		case n == 0:
 			return Ended

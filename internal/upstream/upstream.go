@@ -189,7 +189,7 @@ type Conn struct {
 // over: nothing has been sent to them yet. The error is a *reason.Refusal.
 func (p *Pool) Acquire(ctx context.Context) (*Conn, error) {
 	first := p.next.Add(1)
-	refusal := &reason.Refusal{Reason: reason.UpstreamBusy}
+	var refusal *reason.Refusal
 	for i := range p.targets {
 		t := p.targets[(first+uint32(i))%uint32(len(p.targets))]
 		if c := t.takeIdle(); c != nil {
@@ -207,6 +207,9 @@ func (p *Pool) Acquire(ctx context.Context) (*Conn, error) {
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	if refusal == nil {
+		refusal = &reason.Refusal{Reason: reason.UpstreamBusy}
 	}
 	return nil, refusal
 }
