@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"countersign/internal/reason"
@@ -19,15 +20,25 @@ type Dialect uint8
 // The dialects.
 const (
 	_ Dialect = iota
-	// RFC9440 is Client-Cert with the leaf as a structured-field byte sequence (RFC 9440 section 2.2).
+	// RFC9440 is Client-Cert with the leaf, and on request Client-Cert-Chain (RFC 9440 section 2).
 	RFC9440
-	// ALB is the X-Amzn-Mtls-Clientcert-* set that AWS ALB sends in verify mode.
+	// ALB is AWS ALB's X-Amzn-Mtls-Clientcert-* set of verify mode, and X-Amzn-Mtls-Clientcert of passthrough mode.
 	ALB
+	// XFCC is Envoy's X-Forwarded-Client-Cert.
+	XFCC
+	// XSSLClient is the X-SSL-Client-* set, as set-ups of nginx and HAProxy name it.
+	XSSLClient
+	// Traefik is the X-Forwarded-Tls-Client-Cert pair of Traefik's passTLSClientCert.
+	Traefik
+	// GCP is the X-Client-Cert-* set of Google Cloud's Application Load Balancers.
+	GCP
 
 	dialects
 )
 
-var dialectNames = [dialects]string{RFC9440: "rfc9440", ALB: "alb"}
+var dialectNames = [dialects]string{
+	RFC9440: "rfc9440", ALB: "alb", XFCC: "xfcc", XSSLClient: "x_ssl_client", Traefik: "traefik", GCP: "gcp",
+}
 
 // ParseDialect finds a dialect by its name in the configuration.
 func ParseDialect(name string) (Dialect, bool) {
@@ -47,81 +58,78 @@ func (d Dialect) String() string {
 	return dialectNames[d]
 }
 
-// AppendHeaders appends the client's identity as complete header lines, "Name: value\r\n", in the order of want. It is
-// called once per connection. An absent client has none: a dialect's missing header is the statement, and whatever the
-// client sent under its name was removed (D01). A dialect named twice is rendered once: a second line is an attack (D04).
-//
-// All or nothing: over [MaxHeaders] dst is returned as it was, with a [reason.Refusal] of [reason.IdentityTooLarge].
-func (c Client) AppendHeaders(dst []byte, want []Dialect) ([]byte, error) {
-	if c.id == nil {
-		return dst, nil
+// Headers returns the names that d may render, in order, as they are on the wire.
+func (d Dialect) Headers() []string {
+	if d >= dialects {
+		return nil
 	}
-	out := dst
-	var done [dialects]bool
+	return slices.Clone(dialectHeaders[d])
+}
+
+// dialectHeaders are the header names of each dialect. All of them are [Protected].
+var dialectHeaders = [dialects][]string{
+	RFC9440: {clientCert, clientCertChain}, ALB: albHeaders[:], XFCC: {forwardedClientCert}, XSSLClient: xsslHeaders[:],
+	Traefik: {traefikCert, traefikInfo}, GCP: gcpHeaders[:],
+}
+
+// AppendHeaders renders c in the dialects of want, each with its defaults: see [Style.Append]. A dialect named twice is
+// rendered once.
+func (c Client) AppendHeaders(dst []byte, want []Dialect) ([]byte, error) {
+	var s Style
 	for _, d := range want {
-		if d < dialects && done[d] {
-			continue
-		}
-		switch d {
-		case RFC9440:
-			out = c.id.appendRFC9440(out)
-		case ALB:
-			out = c.id.appendALB(out)
-		default:
+		if d == 0 || d >= dialects {
 			return dst, &reason.Refusal{Reason: reason.Internal, Expected: "an identity dialect", Found: d.String()}
 		}
-		done[d] = true
-		if n := len(out) - len(dst); n > MaxHeaders {
-			return dst, tooLarge(fmt.Sprintf("%d bytes with dialect %s", n, d))
+		if !slices.Contains(s.dialects, d) {
+			s.dialects = append(s.dialects, d)
 		}
 	}
-	return out, nil
+	out, _, err := s.Append(dst, c, ForwardedCerts{})
+	return out, err
 }
 
 func tooLarge(found string) error {
 	return &reason.Refusal{Reason: reason.IdentityTooLarge, Expected: fmt.Sprintf("at most %d bytes", MaxHeaders), Found: found}
 }
 
-// appendRFC9440 renders Client-Cert. Its value is one RFC 8941 byte sequence: base64 with padding, between colons.
-// Client-Cert-Chain, a list of the same without the leaf, belongs here too once it can be asked for.
-func (id *Identity) appendRFC9440(dst []byte) []byte {
-	dst = append(dst, "Client-Cert: :"...)
-	dst = base64.StdEncoding.AppendEncode(dst, id.Leaf().Raw)
-	return append(dst, ":\r\n"...)
-}
-
-// appendALB renders the five headers of AWS ALB's verify mode, in its order and spelling (docs.aws.amazon.com, "Mutual
-// authentication with TLS in Application Load Balancer"; values checked against what live balancers sent).
-func (id *Identity) appendALB(dst []byte) []byte {
-	leaf := id.Leaf()
-	dst = append(dst, "X-Amzn-Mtls-Clientcert-Serial-Number: "...)
-	dst = append(dst, id.serial...)
-	dst = append(dst, "\r\nX-Amzn-Mtls-Clientcert-Issuer: "...)
-	dst = append(dst, id.issuer...)
-	dst = append(dst, "\r\nX-Amzn-Mtls-Clientcert-Subject: "...)
-	dst = append(dst, id.subject...)
-	dst = append(dst, "\r\nX-Amzn-Mtls-Clientcert-Validity: NotBefore="...)
-	dst = leaf.NotBefore.UTC().AppendFormat(dst, iso8601)
-	dst = append(dst, ";NotAfter="...)
-	dst = leaf.NotAfter.UTC().AppendFormat(dst, iso8601)
-	dst = append(dst, "\r\nX-Amzn-Mtls-Clientcert-Leaf: "...)
-	dst = appendEscapedPEM(dst, leaf.Raw)
-	return append(dst, "\r\n"...)
-}
-
 // iso8601 is RFC 3339 in UTC, with Z as a letter: ALB sends whole seconds.
 const iso8601 = time.DateOnly + "T" + time.TimeOnly + "Z"
 
-// appendEscapedPEM renders a certificate as PEM (RFC 7468: 64 columns, LF, one LF at the end), percent-encoded but for
-// the unreserved characters and "+/=". What needs encoding in PEM is known beforehand, the space and the line end, so it
-// is written encoded.
-func appendEscapedPEM(dst, der []byte) []byte {
+// appendHeader appends one header line.
+func appendHeader[T string | []byte](dst []byte, name string, value T) []byte {
+	dst = append(append(dst, name...), ": "...)
+	return append(append(dst, value...), "\r\n"...)
+}
+
+// escapedPEM are the two ways of percent-encoding a PEM text.
+type escapedPEM struct{ plus, slash, equals string }
+
+var (
+	pemLoose  = escapedPEM{"+", "/", "="}       // AWS ALB: "+=/" stay
+	pemStrict = escapedPEM{"%2B", "%2F", "%3D"} // all but RFC 3986's unreserved: nginx, Envoy
+)
+
+// append renders a certificate as PEM (RFC 7468: 64 columns, LF, one LF at the end), percent-encoded. What needs encoding
+// in PEM is known beforehand.
+func (e *escapedPEM) append(dst, der []byte) []byte {
 	const line = 48 // octets in 64 columns of base64
+	var buf [64]byte
 	dst = append(dst, "-----BEGIN%20CERTIFICATE-----%0A"...)
 	for len(der) > 0 {
 		n := min(line, len(der))
-		dst = append(base64.StdEncoding.AppendEncode(dst, der[:n]), "%0A"...)
-		der = der[n:]
+		for _, b := range base64.StdEncoding.AppendEncode(buf[:0], der[:n]) {
+			switch b {
+			case '+':
+				dst = append(dst, e.plus...)
+			case '/':
+				dst = append(dst, e.slash...)
+			case '=':
+				dst = append(dst, e.equals...)
+			default:
+				dst = append(dst, b)
+			}
+		}
+		dst, der = append(dst, "%0A"...), der[n:]
 	}
 	return append(dst, "-----END%20CERTIFICATE-----%0A"...)
 }

@@ -92,11 +92,19 @@ func (id *Identity) SerialHex() string { return id.serial }
 // Fingerprint returns SHA-256 over the leaf's DER.
 func (id *Identity) Fingerprint() [sha256.Size]byte { return id.fingerprint }
 
-// Client is who a connection belongs to: an identity, or the reason why there is none. The zero value is absent with
-// [reason.Unset], which every consumer treats as a refusal.
+// Client is who a connection belongs to: an identity, or the reason why there is none. A client without an identity may
+// still have shown certificates; they are kept apart from identity, so that nothing unverified can be taken for verified
+// (A39). The zero value is absent with [reason.Unset], which every consumer treats as a refusal.
 type Client struct {
-	id  *Identity
-	why reason.Reason
+	id    *Identity
+	shown *shown
+	why   reason.Reason
+}
+
+// shown are certificates whose key the client has proven to hold, and of which nobody has said that they are trusted.
+type shown struct {
+	certs   []*x509.Certificate
+	forward bool // the backend asked for them (mode passthrough_chain)
 }
 
 // Present is the client that id describes. Present(nil) is the zero Client.
@@ -105,8 +113,43 @@ func Present(id *Identity) Client { return Client{id: id} }
 // Absent is a client without identity, and why.
 func Absent(why reason.Reason) Client { return Client{why: why} }
 
+// Unverified is a client of mode request_unverified whose certificates, leaf first, did not verify, and why. It fills no
+// identity header; X-SSL-Client-Verify alone tells that a certificate was there (A39).
+func Unverified(presented []*x509.Certificate, why reason.Reason) Client {
+	return unverified(presented, why, false)
+}
+
+// PassthroughChain is a client of mode passthrough_chain: its certificates, leaf first, go to the backend as they were
+// presented, in the one header that AWS ALB has for that, and the backend verifies them.
+func PassthroughChain(presented []*x509.Certificate) Client {
+	return unverified(presented, reason.Unset, true)
+}
+
+// unverified keeps a copy of presented. A list that cannot have come out of a handshake is nobody's.
+func unverified(presented []*x509.Certificate, why reason.Reason, forward bool) Client {
+	if len(presented) == 0 {
+		return Absent(reason.ClientCertMissing)
+	}
+	for _, cert := range presented {
+		if cert == nil || len(cert.Raw) == 0 {
+			return Absent(reason.Internal)
+		}
+	}
+	return Client{shown: &shown{slices.Clone(presented), forward}, why: why}
+}
+
 // Identity returns the client's identity and whether there is one.
 func (c Client) Identity() (*Identity, bool) { return c.id, c.id != nil }
 
-// Why returns the reason of an absence. It means nothing for a client that is present.
+// Why returns the reason of an absence, or why the certificates shown did not verify. It means nothing for a client that
+// is present.
 func (c Client) Why() reason.Reason { return c.why }
+
+// Shown returns the certificates of a client that showed some and has no identity, leaf first. They serve records and
+// explanations; no decision may be built on them.
+func (c Client) Shown() []*x509.Certificate {
+	if c.shown == nil {
+		return nil
+	}
+	return slices.Clone(c.shown.certs)
+}

@@ -43,7 +43,12 @@ type attribute struct {
 // unit) is printed as #HEX instead of being dropped, and long object identifiers are not cut off.
 //
 // pkix.Name is of no use here: it merges multi-valued RDNs, reorders, and keeps control characters (D07, D10).
-func AppendName(dst, rawName []byte) ([]byte, error) {
+func AppendName(dst, rawName []byte) ([]byte, error) { return appendName(dst, rawName, escapeRFC2253) }
+
+// escape prints one octet of the UTF-8 form of a value, and is told whether it is the value's first and last.
+type escape func(dst []byte, b byte, first, last bool) []byte
+
+func appendName(dst, rawName []byte, esc escape) ([]byte, error) {
 	var few [16]attribute
 	attrs, ok := parseName(few[:0], rawName)
 	if !ok {
@@ -59,7 +64,7 @@ func AppendName(dst, rawName []byte) ([]byte, error) {
 			}
 			out = append(out, separator)
 		}
-		if out, ok = a.append(out); !ok {
+		if out, ok = a.append(out, esc); !ok {
 			return dst, malformedName()
 		}
 		if len(out)-len(dst) > maxName {
@@ -102,7 +107,7 @@ func parseName(attrs []attribute, rawName []byte) ([]attribute, bool) {
 }
 
 // append prints "type=value".
-func (a *attribute) append(dst []byte) ([]byte, bool) {
+func (a *attribute) append(dst []byte, esc escape) ([]byte, bool) {
 	name, known := shortNames[string(a.oid)]
 	if !known {
 		var oid x509.OID
@@ -113,15 +118,20 @@ func (a *attribute) append(dst []byte) ([]byte, bool) {
 		return appendHex(append(dst, '#'), a.der), true
 	}
 	dst = append(append(dst, name...), '=')
-	if out, ok := appendText(dst, a.tag, a.text); ok {
-		return out, true
+	return a.appendValue(dst, esc), true
+}
+
+// appendValue prints the characters of the value, or #HEX of its DER if it has none.
+func (a *attribute) appendValue(dst []byte, esc escape) []byte {
+	if out, ok := appendText(dst, a.tag, a.text, esc); ok {
+		return out
 	}
-	return appendHex(append(dst, '#'), a.der), true
+	return appendHex(append(dst, '#'), a.der)
 }
 
 // appendText prints the characters of a string value, and reports whether the value is a string that has any: a type we
 // know, whole code units, Unicode scalar values.
-func appendText(dst []byte, tag asn1.Tag, text []byte) ([]byte, bool) {
+func appendText(dst []byte, tag asn1.Tag, text []byte, esc escape) ([]byte, bool) {
 	width := 1
 	switch tag {
 	case asn1.UTF8String:
@@ -147,7 +157,7 @@ func appendText(dst []byte, tag asn1.Tag, text []byte) ([]byte, bool) {
 		}
 		first, last := i == 0, i+width == len(text)
 		if unit < utf8.RuneSelf || tag == asn1.UTF8String {
-			dst = appendEscaped(dst, byte(unit), first, last)
+			dst = esc(dst, byte(unit), first, last)
 			continue
 		}
 		if unit > utf8.MaxRune || !utf8.ValidRune(rune(unit)) {
@@ -155,22 +165,27 @@ func appendText(dst []byte, tag asn1.Tag, text []byte) ([]byte, bool) {
 		}
 		var encoded [utf8.UTFMax]byte
 		for _, b := range encoded[:utf8.EncodeRune(encoded[:], rune(unit))] {
-			dst = appendEscaped(dst, b, first, last)
+			dst = esc(dst, b, first, last)
 		}
 	}
 	return dst, true
 }
 
-// appendEscaped prints one octet of UTF-8 after RFC 2253 section 2.4. A value that is a lone # stays bare: OpenSSL looks
+// escapeRFC2253 prints one octet of UTF-8 after RFC 2253 section 2.4. A value that is a lone # stays bare: OpenSSL looks
 // at the last character's rule only, and the hex form needs digits, so it cannot be mistaken for one.
-func appendEscaped(dst []byte, b byte, first, last bool) []byte {
+func escapeRFC2253(dst []byte, b byte, first, last bool) []byte {
 	switch {
 	case b < ' ' || b > '~':
-		return append(dst, '\\', upperHex[b>>4], upperHex[b&15])
+		return appendHexPair(dst, b)
 	case strings.IndexByte(`,+"\<>;`, b) >= 0, b == ' ' && (first || last), b == '#' && first && !last:
 		return append(dst, '\\', b)
 	}
 	return append(dst, b)
+}
+
+// appendHexPair prints one octet as RFC 2253's escape for any: a backslash and two digits.
+func appendHexPair(dst []byte, b byte) []byte {
+	return append(dst, '\\', upperHex[b>>4], upperHex[b&15])
 }
 
 const upperHex = "0123456789ABCDEF"

@@ -79,12 +79,10 @@ func TestProtected(t *testing.T) {
 		}
 	})
 	t.Run("D01/what we render is protected", func(t *testing.T) {
-		c := client(t, golden(t))
-		out, err := c.AppendHeaders(nil, []Dialect{RFC9440, ALB})
-		if err != nil {
-			t.Fatal(err)
+		var names []string
+		for d := RFC9440; d < dialects; d++ {
+			names = append(names, d.Headers()...)
 		}
-		names, _ := lines(t, out)
 		for _, name := range names {
 			if !Protected([]byte(name)) {
 				t.Errorf("%s is rendered, but a client's copy passes", name)

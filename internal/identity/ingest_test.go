@@ -1,0 +1,242 @@
+package identity
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"countersign/internal/reason"
+)
+
+func TestIngest(t *testing.T) {
+	s := specimenOf(t, "a")
+	sf := func(der []byte) string { return ":" + base64.StdEncoding.EncodeToString(der) + ":" }
+	pem := func(ders ...[]byte) (text string) {
+		for _, der := range ders {
+			text += string(pemStrict.append(nil, der))
+		}
+		return text
+	}
+	leaf, other := s.leaf.Raw, s.chain[0].Raw
+	hash := fmt.Sprintf("%x", sha256.Sum256(leaf))
+	const h, hc, x = "Client-Cert", "Client-Cert-Chain", "X-Forwarded-Client-Cert"
+	big := sf(certDER(t, rawName(), 13000))
+
+	for _, c := range []struct {
+		name    string
+		dialect Dialect
+		fields  []string
+	}{
+		{"D04/two", RFC9440, []string{h, sf(leaf), h, sf(leaf)}},
+		{"D04/two, the second empty", RFC9440, []string{h, sf(leaf), "client-cert", ""}},
+		{"D04/two items", RFC9440, []string{h, sf(leaf) + ", " + sf(other)}},
+		{"D04/two chains", RFC9440, []string{h, sf(leaf), hc, sf(other), hc, sf(other)}},
+		{"D03/underscore twin", RFC9440, []string{"Client_Cert", sf(leaf)}},
+		{"D03/twin beside it", RFC9440, []string{h, sf(leaf), "Client.Cert", sf(other)}},
+		{"D03/twin of the chain", RFC9440, []string{h, sf(leaf), "client-cert_chain", sf(other)}},
+		{"D08/empty", RFC9440, []string{h, ""}},
+		{"D08/chain alone", RFC9440, []string{hc, sf(leaf)}},
+		{"D08/no colons", RFC9440, []string{h, strings.Trim(sf(leaf), ":")}},
+		{"D08/one colon", RFC9440, []string{h, ":"}},
+		{"D08/empty sequence", RFC9440, []string{h, "::"}},
+		{"D08/no padding", RFC9440, []string{h, ":" + base64.RawStdEncoding.EncodeToString(append(leaf, 1)[:len(leaf)-len(leaf)%3+1]) + ":"}},
+		{"D08/pad bits", RFC9440, []string{h, padBits(t)}},
+		{"D08/URL alphabet", RFC9440, []string{h, ":" + base64.URLEncoding.EncodeToString(leaf) + ":"}},
+		{"D08/line end within", RFC9440, []string{h, ":MII\nA:"}},
+		{"D08/parameter", RFC9440, []string{h, sf(leaf) + ";a"}},
+		{"D08/PEM", RFC9440, []string{h, pem(leaf)}},
+		{"D08/trailing octet", RFC9440, []string{h, sf(append(leaf[:len(leaf):len(leaf)], 0))}},
+		{"D08/not a certificate", RFC9440, []string{h, ":YQ==:"}},
+		{"D08/trailing comma", RFC9440, []string{h, sf(leaf), hc, sf(other) + ","}},
+		{"D08/empty member", RFC9440, []string{h, sf(leaf), hc, sf(other) + ",," + sf(other)}},
+		{"D11/over the cap", RFC9440, []string{h, big}},
+		{"D11/together over the cap", RFC9440, []string{h, sf(certDER(t, rawName(), 8000)), hc, sf(certDER(t, rawName(), 8000))}},
+
+		{"D04/two", XFCC, []string{x, `Cert="` + pem(leaf) + `"`, x, `Cert="` + pem(leaf) + `"`}},
+		{"D04/two elements", XFCC, []string{x, `Cert="` + pem(leaf) + `",Cert="` + pem(leaf) + `"`}},
+		{"D04/two Certs", XFCC, []string{x, `Cert="` + pem(leaf) + `";cert="` + pem(leaf) + `"`}},
+		{"D03/twin", XFCC, []string{"X_Forwarded_Client_Cert", `Cert="` + pem(leaf) + `"`}},
+		{"no certificate", XFCC, []string{x, "Hash=" + hash + `;Subject="CN=admin"`}},
+		{"B07/another Hash", XFCC, []string{x, "Hash=00" + hash[2:] + `;Cert="` + pem(leaf) + `"`}},
+		{"B07/short Hash", XFCC, []string{x, `Hash=;Cert="` + pem(leaf) + `"`}},
+		{"B07/Chain of another", XFCC, []string{x, `Cert="` + pem(leaf) + `";Chain="` + pem(other, leaf) + `"`}},
+		{"B07/two in Cert", XFCC, []string{x, `Cert="` + pem(leaf, other) + `"`}},
+		{"D07/text before PEM", XFCC, []string{x, `Cert="a%0A` + pem(leaf) + `"`}},
+		{"D07/text behind PEM", XFCC, []string{x, `Cert="` + pem(leaf) + `a"`}},
+		{"D07/PEM header", XFCC, []string{x, `Cert="` + strings.Replace(pem(leaf), "%0A", "%0AA:%20b%0A%0A", 1) + `"`}},
+		{"D07/another PEM", XFCC, []string{x, `Cert="` + strings.ReplaceAll(pem(leaf), "CERTIFICATE", "X509%20CRL") + `"`}},
+		{"D07/CR LF", XFCC, []string{x, `Cert="` + strings.ReplaceAll(pem(leaf), "%0A", "%0D%0A") + `"`}},
+		{"D07/bad escape", XFCC, []string{x, `Cert="%zz"`}},
+		{"D07/empty PEM", XFCC, []string{x, `Cert=""`}},
+		{"D07/unknown key", XFCC, []string{x, `Cert="` + pem(leaf) + `";SAN=a`}},
+		{"D07/no pair", XFCC, []string{x, "a"}},
+		{"D07/open quote", XFCC, []string{x, `Cert="` + pem(leaf)}},
+		{"D07/text behind the quote", XFCC, []string{x, `Cert="` + pem(leaf) + `"a`}},
+		{"D07/quote within", XFCC, []string{x, `URI=a"b;Cert="` + pem(leaf) + `"`}},
+		{"D07/ambiguous end", XFCC, []string{x, `Subject="CN=a\\";Cert="` + pem(leaf) + `"`}},
+		{"D07/control character", XFCC, []string{x, "URI=a\x01;Cert=\"" + pem(leaf) + `"`}},
+		{"D07/trailing separator", XFCC, []string{x, `Cert="` + pem(leaf) + `";`}},
+		{"D07/space", XFCC, []string{x, `URI=a, Cert="` + pem(leaf) + `"`}},
+		{"D11/over the cap", XFCC, []string{x, "URI=" + strings.Repeat("a", MaxHeaders)}},
+	} {
+		t.Run(c.dialect.String()+"/"+c.name, func(t *testing.T) {
+			in, err := NewIngest(c.dialect)
+			if err != nil {
+				t.Fatal(err)
+			}
+			certs, err := in.Presented(fieldsOf(c.fields...))
+			if certs != nil || reasonOf(err) != reason.BadHeader {
+				t.Errorf("got %d certificates, %v; want bad_header", len(certs), err)
+			}
+		})
+	}
+	for _, d := range []Dialect{0, ALB, XSSLClient, Traefik, GCP, dialects} {
+		if _, err := NewIngest(d); err == nil {
+			t.Errorf("%v was accepted", d)
+		}
+	}
+	if _, err := (Ingest{}).Presented(fieldsOf(h, sf(leaf))); reasonOf(err) != reason.Internal {
+		t.Errorf("the zero Ingest: %v", err)
+	}
+
+	for _, c := range []struct {
+		name    string
+		dialect Dialect
+		fields  []string
+		want    [][]byte
+	}{
+		{"none", RFC9440, []string{"Host", "a", x, "rubbish"}, nil},
+		{"leaf", RFC9440, []string{"client-CERT", sf(leaf)}, [][]byte{leaf}},
+		{"chain", RFC9440, []string{h, sf(leaf), hc, sf(other) + " ,  " + sf(leaf)}, [][]byte{leaf, other, leaf}},
+		{"none", XFCC, []string{"Host", "a", h, "rubbish"}, nil},
+		{"Cert", XFCC, []string{x, `By=;Hash=` + strings.ToUpper(hash) + `;cert="` + pem(leaf) + `";Subject="CN=\"a\",b;c=d\,e";URI=`}, [][]byte{leaf}},
+		{"Cert as ALB escapes", XFCC, []string{x, `Cert="` + string(pemLoose.append(nil, leaf)) + `"`}, [][]byte{leaf}},
+		{"Cert without last line end", XFCC, []string{x, `Cert="` + strings.TrimSuffix(pem(leaf), "%0A") + `"`}, [][]byte{leaf}},
+		{"Chain", XFCC, []string{x, `Chain="` + pem(leaf, other) + `"`}, [][]byte{leaf, other}},
+		{"Cert and Chain", XFCC, []string{x, `Cert="` + pem(leaf) + `";Chain="` + pem(leaf, other) + `"`}, [][]byte{leaf, other}},
+	} {
+		t.Run(c.dialect.String()+"/accepts/"+c.name, func(t *testing.T) {
+			in, _ := NewIngest(c.dialect)
+			certs, err := in.Presented(fieldsOf(c.fields...))
+			if err != nil || !reflect.DeepEqual(ders(certs), c.want) {
+				t.Errorf("got %x, %v", ders(certs), err)
+			}
+		})
+	}
+
+	for _, d := range []Dialect{RFC9440, XFCC} {
+		t.Run("B07/what we render we take in/"+d.String(), func(t *testing.T) {
+			for _, s := range hostileSpecimens(t) {
+				var pairs []string
+				for name, value := range render(t, whole(t, d), s.client) {
+					pairs = append(pairs, name, value)
+				}
+				in, _ := NewIngest(d)
+				certs, err := in.Presented(fieldsOf(pairs...))
+				if err != nil || !reflect.DeepEqual(ders(certs), [][]byte{s.leaf.Raw, s.chain[0].Raw}) {
+					t.Errorf("%q: got %d certificates, %v", s.text, len(certs), err)
+				}
+			}
+		})
+	}
+}
+
+// padBits is a byte sequence of a certificate with a bit set where base64 has none to say.
+func padBits(t *testing.T) string {
+	for n := range 3 {
+		text := base64.StdEncoding.EncodeToString(certDER(t, rawName(), n+1))
+		if body := strings.TrimRight(text, "="); body != text {
+			return ":" + body[:len(body)-1] + string(body[len(body)-1]+1) + text[len(body):] + ":"
+		}
+	}
+	t.Fatal("no certificate with padding")
+	return ""
+}
+
+// FuzzIngest looks for panics, and for certificates that do not stand in the header.
+func FuzzIngest(f *testing.F) {
+	s := specimenOf(f, "a")
+	for _, d := range []Dialect{RFC9440, XFCC} {
+		for _, value := range render(f, whole(f, d), s.client) {
+			f.Add(value, value)
+		}
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		for _, c := range []struct {
+			d      Dialect
+			fields []string
+		}{{RFC9440, []string{"Client-Cert", a, "Client-Cert-Chain", b}}, {XFCC, []string{"X-Forwarded-Client-Cert", a}}} {
+			in, _ := NewIngest(c.d)
+			certs, err := in.Presented(fieldsOf(c.fields...))
+			if err != nil {
+				if certs != nil || reasonOf(err) != reason.BadHeader {
+					t.Errorf("%d certificates and %v", len(certs), err)
+				}
+				continue
+			}
+			var want [][]byte
+			if c.d == RFC9440 {
+				leaf, err := sfList(a)
+				chain, err2 := sfList(b)
+				if want = append(leaf, chain...); err != nil || err2 != nil || len(leaf) != 1 {
+					t.Errorf("accepted %q, %q", a, b)
+				}
+			} else {
+				elements, err := xfcc(a, false)
+				if err != nil || len(elements) != 1 {
+					continue // = without quotes, which Envoy sends itself
+				}
+				for _, pair := range elements[0] {
+					if key := strings.ToLower(pair.name); key == "chain" || key == "cert" && want == nil {
+						want, _ = pemList(pair.text)
+					}
+				}
+			}
+			if !reflect.DeepEqual(ders(certs), want) {
+				t.Errorf("got %x, want %x", ders(certs), want)
+			}
+		}
+	})
+}
+
+// FuzzForwardedCerts holds whatever is passed on to be read the same way by every parser we know of.
+func FuzzForwardedCerts(f *testing.F) {
+	for _, text := range hostile() {
+		f.Add(`Hash=00;Subject="` + text + `";URI=a,By=b`)
+		f.Add(`URI="` + text + `"`)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		prior, err := ParseForwardedCerts(fieldsOf("X-Forwarded-Client-Cert", value))
+		if err != nil {
+			if prior != (ForwardedCerts{}) || reasonOf(err) != reason.BadHeader {
+				t.Errorf("%v and %v", prior, err)
+			}
+			return
+		}
+		if prior.value != value || !printable(value) {
+			t.Errorf("%q became %q", value, prior.value)
+		}
+		one, err := xfcc(value, false)
+		two, err2 := xfcc(value, true)
+		if (err == nil) != (err2 == nil) {
+			t.Fatalf("%q: %v, but %v", value, err, err2)
+		}
+		if err != nil {
+			if strings.Contains(err.Error(), "'=' needs quotes") {
+				return
+			}
+			t.Fatalf("%q: %v", value, err)
+		}
+		if len(one) != len(two) {
+			t.Fatalf("%q: %q and %q", value, one, two)
+		}
+		for i := range one {
+			if len(one[i]) != len(two[i]) {
+				t.Errorf("%q: %q and %q", value, one, two)
+			}
+		}
+	})
+}
