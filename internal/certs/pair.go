@@ -1,7 +1,7 @@
 // Package certs owns keystores: the certificates with keys that the balancer may present, and the choice among them by
-// what the other side offers.
+// what the other side offers. It reads the files these come in, whatever their shape, and names what it does not take.
 //
-// It believes nothing about the certificates of others; that is package trust. It reads no files: whoever does hands in
+// It believes nothing about the certificates of others; that is package trust. It opens no files: whoever does hands in
 // the bytes of certificate and key together, since half of a pair is what a rotation looks like in the middle (threats
 // H03).
 package certs
@@ -9,150 +9,255 @@ package certs
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// The kinds of error of ParsePair, for errors.Is. The text around them names what was found and what to do.
+// The kinds of Problem, for errors.Is. The text of the problem names what was found and what to do.
 var (
+	ErrSource         = errors.New("contradictory sources of a pair")
+	ErrTooLarge       = errors.New("file too large")
 	ErrNoCertificate  = errors.New("no certificate")
 	ErrNoKey          = errors.New("no private key")
 	ErrSwapped        = errors.New("certificate and key are swapped")
-	ErrKeyInCertFile  = errors.New("private key in the certificate file")
+	ErrKeyInCertFile  = errors.New("private key in a file for certificates")
 	ErrCertInKeyFile  = errors.New("certificate in the key file")
 	ErrKeyEncrypted   = errors.New("private key is encrypted")
+	ErrPassword       = errors.New("wrong password")
+	ErrTooCostly      = errors.New("too many iterations from password to key")
 	ErrKeyMismatch    = errors.New("private key does not belong to the certificate")
 	ErrKeyUnsupported = errors.New("unsupported key")
 	ErrChain          = errors.New("broken certificate chain")
-	ErrMalformed      = errors.New("malformed PEM")
+	ErrMalformed      = errors.New("malformed file")
 )
 
-// ParsePair reads a certificate file, leaf first and each further certificate the issuer of the one before, and the file
-// of the leaf's key (PKCS #8, PKCS #1 or SEC 1). Keys are ECDSA on P-256, P-384 or P-521, Ed25519, or RSA of at least
-// 2048 bits. The result has Leaf set. Dates and names are not looked at: see Check.
+const (
+	maxPairBytes = 1 << 20
+	maxChain     = 16   // certificates in one file
+	maxRSABits   = 8192 // crypto/tls refuses more on the other side, and a signature check could take minutes
+)
+
+// Source is what a pair is read from: the contents of files, either Cert and Key or PKCS12.
+type Source struct {
+	Cert   []byte // the leaf, then each the issuer of the one before: PEM, PKCS#7 (in any order), or the leaf in DER
+	Key    []byte // PEM or DER: PKCS #8, encrypted or not, PKCS #1 or SEC 1
+	PKCS12 []byte // both
+	// Password opens an encrypted key, or PKCS12. One line end behind it is left out, as a file has one. Nil means that
+	// none was configured.
+	Password []byte
+}
+
+// ParsePair is Parse for a certificate file and the file of a key that is not encrypted, without the warnings.
 func ParsePair(certPEM, keyPEM []byte) (*tls.Certificate, error) {
-	certBlocks, err := decode("certificate file", certPEM)
-	if err != nil {
-		return nil, err
+	pair, _, err := Parse(Source{Cert: certPEM, Key: keyPEM})
+	return pair, err
+}
+
+// Parse reads a pair. Keys are ECDSA on P-256, P-384 or P-521, Ed25519, or RSA of at least 2048 bits. The result has
+// Leaf set. Errors are of type *Problem. The warnings are about the files; dates and names are not looked at: see Check.
+func Parse(s Source) (*tls.Certificate, []string, error) {
+	password := trimPassword(s.Password)
+	if s.PKCS12 != nil {
+		if s.Cert != nil || s.Key != nil {
+			return nil, nil, &Problem{ErrSource, PKCS12File, "", "pkcs12, or cert and key", "both",
+				"remove one of them; openssl pkcs12 -in FILE -nokeys shows what is in the PKCS#12 file"}
+		}
+		return parsePKCS12(s.PKCS12, password)
 	}
-	keyBlocks, err := decode("key file", keyPEM)
-	if err != nil {
-		return nil, err
+	certItems, certErr := items(CertFile, s.Cert, maxPairBytes, false)
+	if certErr != nil {
+		return nil, nil, certErr
 	}
-	certsInKey, keysInCert := count(keyBlocks, isCertificate), count(certBlocks, isKey)
-	certs, keys := count(certBlocks, isCertificate), count(keyBlocks, isKey)
+	keyItems, keyErr := items(KeyFile, s.Key, maxPairBytes, false)
+	if keyErr != nil {
+		return nil, nil, keyErr
+	}
+	isCert := func(it item) bool { return it.form == certificate || it.form == trustedCertificate || it.form == pkcs7 }
+	isKey := func(it item) bool { return it.form.isKey() }
+	certs, keysInCert := count(certItems, isCert), count(certItems, isKey)
+	keys, certsInKey := count(keyItems, isKey), count(keyItems, isCert)
 	switch {
 	case certs == 0 && keysInCert > 0 && keys == 0 && certsInKey > 0:
-		return nil, fmt.Errorf("%w: the certificate file holds a key and the key file a certificate; exchange the two names", ErrSwapped)
-	case keysInCert > 0:
-		return nil, fmt.Errorf("%w: expected certificates only; keep the key in a file of its own, readable by this program only", ErrKeyInCertFile)
-	case certsInKey > 0:
-		return nil, fmt.Errorf("%w: expected one private key only, found %d certificates; move them to the certificate file", ErrCertInKeyFile, certsInKey)
-	case certs == 0:
-		return nil, fmt.Errorf("%w in the certificate file: expected \"BEGIN CERTIFICATE\", found %s", ErrNoCertificate, found(certPEM, certBlocks, "openssl x509 -inform der"))
-	case certs != len(certBlocks):
-		return nil, fmt.Errorf("%w in the certificate file: expected only \"BEGIN CERTIFICATE\", found %s; remove what is no certificate", ErrMalformed, found(certPEM, certBlocks, ""))
-	case keys == 0:
-		return nil, fmt.Errorf("%w in the key file: expected \"BEGIN PRIVATE KEY\", found %s", ErrNoKey, found(keyPEM, keyBlocks, "openssl pkey -inform der"))
-	case keys > 1:
-		return nil, fmt.Errorf("%w in the key file: expected one private key, found %d; keep the one of the first certificate", ErrMalformed, keys)
+		return nil, nil, &Problem{ErrSwapped, CertFile, "", "a certificate", "a private key, and the key file holds a certificate: they are swapped",
+			"exchange the two names; openssl x509 -in FILE -noout -subject tells which is the certificate"}
+	case certsInKey > 0 && keysInCert == 0:
+		return nil, nil, &Problem{ErrCertInKeyFile, KeyFile, "", "one private key only", fmt.Sprintf("%d certificates", certsInKey),
+			"move them to the certificate file: openssl pkey -in FILE -out NEW copies the key alone"}
 	}
-	chain, err := parseChain(certBlocks)
+	entries, ordered, err := entriesOf(CertFile, certItems, false)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	key, err := parseKey(keyBlocks)
-	if err != nil {
-		return nil, err
-	}
-	if err := match(chain, key); err != nil {
-		return nil, err
-	}
-	pair := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
-	for _, c := range chain {
-		pair.Certificate = append(pair.Certificate, c.Raw)
-	}
-	return pair, nil
-}
-
-// decode returns the blocks of a file. Text between them is allowed, a block that does not end is not: it is how a file
-// looks while it is being written.
-func decode(file string, data []byte) ([]*pem.Block, error) {
-	var blocks []*pem.Block
-	rest := data
-	for {
-		block, after := pem.Decode(rest)
-		if block == nil {
-			break
+	var warnings []string
+	var one *item
+	for i := range keyItems {
+		it := &keyItems[i]
+		switch {
+		case isKey(*it) && one == nil:
+			one = it
+		case isKey(*it):
+			return nil, nil, &Problem{ErrMalformed, KeyFile, it.where, "one private key", fmt.Sprintf("%d of them", keys),
+				"keep the key of the first certificate: openssl pkey -in FILE -out NEW copies the first key alone"}
+		case it.form == pkcs12, it.form == unknown:
+			return nil, nil, &Problem{ErrNoKey, KeyFile, it.where, "a private key", it.name(), convert(KeyFile, it.form)}
+		case keys > 0 && it.form != parameters: // "EC PARAMETERS" is what openssl ecparam writes
+			warnings = append(warnings, fmt.Sprintf("%s: %s: %s is not used; remove it", KeyFile, it.where, it.name()))
 		}
-		blocks, rest = append(blocks, block), after
 	}
-	if begun := bytes.Count(data, []byte("-----BEGIN ")); begun != len(blocks) {
-		return nil, fmt.Errorf("%w in the %s: found %d blocks that begin and %d that can be read; the file is cut off or damaged, write it again", ErrMalformed, file, begun, len(blocks))
+	if one == nil {
+		it := &keyItems[0]
+		return nil, nil, &Problem{ErrNoKey, KeyFile, it.where, "a private key", it.name(), convert(KeyFile, it.form)}
 	}
-	return blocks, nil
+	key, warning, err := parseKey(one, password)
+	if err != nil {
+		return nil, nil, err
+	}
+	if warning != "" {
+		warnings = append(warnings, warning)
+	}
+	list, err := parseCertificates(entries)
+	if err != nil {
+		return nil, nil, err
+	}
+	pair, more, err := assemble(CertFile, list, key, ordered)
+	return pair, append(warnings, more...), err
 }
 
-func isCertificate(b *pem.Block) bool { return b.Type == "CERTIFICATE" }
-
-func isKey(b *pem.Block) bool { return strings.HasSuffix(b.Type, "PRIVATE KEY") }
-
-func count(blocks []*pem.Block, is func(*pem.Block) bool) int {
+func count(list []item, is func(item) bool) int {
 	n := 0
-	for _, b := range blocks {
-		if is(b) {
+	for _, it := range list {
+		if is(it) {
 			n++
 		}
 	}
 	return n
 }
 
-// found says what is in a file that has not what was expected.
-func found(data []byte, blocks []*pem.Block, convert string) string {
-	for _, b := range blocks {
-		if !isCertificate(b) {
-			return fmt.Sprintf("%q", "BEGIN "+b.Type[:min(len(b.Type), 40)])
+func parseCertificates(entries []Entry) ([]*x509.Certificate, error) {
+	if len(entries) > maxChain {
+		return nil, &Problem{ErrChain, CertFile, "", fmt.Sprintf("a certificate and its issuers, at most %d", maxChain), fmt.Sprintf("%d certificates (a CA bundle, perhaps)", len(entries)),
+			"write the leaf, then its issuers; openssl storeutl -noout -text -certs FILE shows them all"}
+	}
+	var list []*x509.Certificate
+	for i, e := range entries {
+		c, err := x509.ParseCertificate(e.DER)
+		if err != nil {
+			return nil, &Problem{ErrMalformed, CertFile, e.Where, "a certificate", fmt.Sprintf("certificate %d that cannot be parsed (%s)", i+1, quote(err.Error())),
+				"fetch it again; " + look(CertFile) + " reads it when it is whole"}
 		}
+		list = append(list, c)
 	}
-	switch {
-	case len(bytes.TrimSpace(data)) == 0:
-		return "an empty file"
-	case data[0] == 0x30: // a DER SEQUENCE
-		return "what looks like DER; convert it with " + convert
-	}
-	return "no PEM block"
+	return list, nil
 }
 
-func parseChain(blocks []*pem.Block) ([]*x509.Certificate, error) {
-	var chain []*x509.Certificate
-	for i, b := range blocks {
-		c, err := x509.ParseCertificate(b.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%w: certificate %d cannot be parsed: %w", ErrMalformed, i+1, err)
-		}
-		chain = append(chain, c)
+// assemble makes the pair. Of an ordered list every certificate has to be the issuer of the one before. A list that has
+// no order of its own is put in order, and what does not belong to the chain is left out.
+func assemble(role string, list []*x509.Certificate, key crypto.Signer, ordered bool) (*tls.Certificate, []string, error) {
+	var warnings []string
+	warn := func(format string, args ...any) {
+		warnings = append(warnings, role+": "+fmt.Sprintf(format, args...))
 	}
+	var all []*x509.Certificate
+	for i, c := range list {
+		if rsaKey, ok := c.PublicKey.(*rsa.PublicKey); ok && rsaKey.N.BitLen() > maxRSABits {
+			return nil, nil, &Problem{ErrKeyUnsupported, role, "", fmt.Sprintf("RSA of at most %d bits", maxRSABits),
+				fmt.Sprintf("%d bits in certificate %d (%s)", rsaKey.N.BitLen(), i+1, name(c)), makeKey}
+		}
+		if j := slices.IndexFunc(list[:i], c.Equal); j >= 0 {
+			warn("certificate %d (%s) is the same as certificate %d and was left out", i+1, name(c), j+1)
+			continue
+		}
+		all = append(all, c)
+	}
+	public := key.Public().(interface{ Equal(crypto.PublicKey) bool }) // so documented for every key of the standard library
+	at := slices.IndexFunc(all, func(c *x509.Certificate) bool { return public.Equal(c.PublicKey) })
+	path := pathFrom(all, at)
+	if at < 0 {
+		leaf := all[0]
+		return nil, nil, &Problem{ErrKeyMismatch, role, "", fmt.Sprintf("the %s key of %s, serial %x", leaf.PublicKeyAlgorithm, name(leaf), leaf.SerialNumber), fmt.Sprintf("another of type %T: the private key does not belong to the certificate", key),
+			"if the pair was just renewed, one of the two is still the old one; compare openssl x509 -in CERT -noout -pubkey with openssl pkey -in KEY -pubout"}
+	}
+	chain := make([]*x509.Certificate, len(path))
+	for i, j := range path {
+		chain[i] = all[j]
+	}
+	if ordered {
+		whole := len(path) == len(all)
+		order := "write leaf, then its issuer, then the issuer's issuer"
+		if whole {
+			order = "write them in the order " + strings.Trim(strings.ReplaceAll(fmt.Sprint(plusOne(path)), " ", ", "), "[]")
+		}
+		order += "; openssl storeutl -noout -text -certs FILE shows them all"
+		switch {
+		case at > 0 && whole:
+			return nil, nil, &Problem{ErrChain, role, "", "the leaf first, then its issuer", fmt.Sprintf("%s first and the leaf %s as number %d", name(all[0]), name(all[at]), at+1), order}
+		case at > 0:
+			return nil, nil, &Problem{ErrKeyMismatch, role, "", "the leaf of the key first", fmt.Sprintf("%s; the key belongs to certificate %d (%s)", name(all[0]), at+1, name(all[at])),
+				"use the key of the first, which openssl x509 -in CERT -noout -pubkey shows; openssl pkey -in KEY -pubout shows what a key is for"}
+		}
+		if err := linked(role, all, order); err != nil {
+			return nil, nil, err
+		}
+		chain = all
+	} else if left := len(all) - len(chain); left > 0 {
+		warn("%d certificates do not belong to the chain of %s and were left out", left, name(chain[0]))
+	}
+	last := chain[len(chain)-1]
+	switch root := bytes.Equal(last.RawSubject, last.RawIssuer); {
+	case root && len(chain) > 1:
+		warn("certificate %s is the root; the other side needs its own copy to trust it, so leave it out of the chain", name(last))
+	case !root && len(chain) == 1 && len(last.IssuingCertificateURL) > 0:
+		warn("the issuer %s is missing, and clients may not find it: append what %s holds (openssl x509 -inform der converts it)", quote(last.Issuer.String()), quote(last.IssuingCertificateURL[0]))
+	}
+	pair := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		pair.Certificate = append(pair.Certificate, c.Raw)
+	}
+	return pair, warnings, nil
+}
+
+func plusOne(path []int) []int {
+	out := make([]int, len(path))
+	for i, j := range path {
+		out[i] = j + 1
+	}
+	return out
+}
+
+// pathFrom walks from a certificate of the list to its issuers.
+func pathFrom(all []*x509.Certificate, at int) (path []int) {
+	for at >= 0 {
+		path = append(path, at)
+		c := all[at]
+		at = slices.IndexFunc(all, func(issuer *x509.Certificate) bool {
+			return bytes.Equal(c.RawIssuer, issuer.RawSubject) && !slices.ContainsFunc(path, func(i int) bool { return all[i] == issuer }) && c.CheckSignatureFrom(issuer) == nil
+		})
+	}
+	return path
+}
+
+func linked(role string, chain []*x509.Certificate, order string) error {
 	for i, issuer := range chain[1:] {
 		subject := chain[i]
 		if !bytes.Equal(subject.RawIssuer, issuer.RawSubject) {
-			return nil, fmt.Errorf("%w: certificate %d was issued by %q; expected that certificate next, found %q as number %d; write leaf, then its issuer, then the issuer's issuer",
-				ErrChain, i+1, short(subject.Issuer.String()), short(issuer.Subject.String()), i+2)
+			return &Problem{ErrChain, role, "", fmt.Sprintf("certificate %d to be followed by its issuer, since it was issued by %s", i+1, quote(subject.Issuer.String())),
+				fmt.Sprintf("%s as number %d", name(issuer), i+2), order}
 		}
 		if err := subject.CheckSignatureFrom(issuer); err != nil {
-			return nil, fmt.Errorf("%w: certificate %d (%q) did not sign certificate %d (%w); look for another CA certificate of the same name",
-				ErrChain, i+2, short(issuer.Subject.String()), i+1, err)
+			return &Problem{ErrChain, role, "", fmt.Sprintf("certificate %d (%s) to have signed certificate %d", i+2, name(issuer), i+1),
+				fmt.Sprintf("that it did not sign certificate %d (%s)", i+1, quote(err.Error())),
+				"look for another CA certificate of the same name; openssl x509 -in FILE -noout -ext authorityKeyIdentifier tells which"}
 		}
 	}
-	return chain, nil
+	return nil
 }
+
+func name(c *x509.Certificate) string { return quote(c.Subject.String()) }
 
 // short bounds a name that somebody else chose.
 func short(name string) string {
@@ -160,62 +265,4 @@ func short(name string) string {
 		return strings.ToValidUTF8(name[:97], "") + "..."
 	}
 	return name
-}
-
-func parseKey(blocks []*pem.Block) (crypto.Signer, error) {
-	var block *pem.Block
-	for _, b := range blocks {
-		if isKey(b) { // beside it "EC PARAMETERS" is what openssl ecparam writes
-			block = b
-		}
-	}
-	if block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
-		return nil, fmt.Errorf("%w: not supported by this version; decrypt with openssl pkey -in old.key -out new.key", ErrKeyEncrypted)
-	}
-	var key any
-	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	default:
-		return nil, fmt.Errorf("%w: expected PKCS #8, PKCS #1 or SEC 1, found \"BEGIN %s\"; convert it with openssl pkey", ErrKeyUnsupported, short(block.Type))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: the private key cannot be parsed: %w", ErrMalformed, err)
-	}
-	const expected = "expected ECDSA (P-256, P-384, P-521), Ed25519, or RSA of at least 2048 bits"
-	switch key := key.(type) {
-	case *rsa.PrivateKey:
-		if bits := key.N.BitLen(); bits < 2048 {
-			return nil, fmt.Errorf("%w: %s, found RSA of %d bits; make a new key", ErrKeyUnsupported, expected, bits)
-		}
-		return key, nil
-	case *ecdsa.PrivateKey:
-		if key.Curve == elliptic.P224() { // not in TLS 1.3
-			return nil, fmt.Errorf("%w: %s, found ECDSA on P-224; make a new key", ErrKeyUnsupported, expected)
-		}
-		return key, nil
-	case ed25519.PrivateKey:
-		return key, nil
-	}
-	return nil, fmt.Errorf("%w: %s, found %T; make a new key", ErrKeyUnsupported, expected, key)
-}
-
-func match(chain []*x509.Certificate, key crypto.Signer) error {
-	public := key.Public().(interface{ Equal(crypto.PublicKey) bool }) // so documented for every key of the standard library
-	if public.Equal(chain[0].PublicKey) {
-		return nil
-	}
-	for i, c := range chain[1:] {
-		if public.Equal(c.PublicKey) {
-			return fmt.Errorf("%w: it belongs to certificate %d (%q); expected the key of the first (%q)",
-				ErrKeyMismatch, i+2, short(c.Subject.String()), short(chain[0].Subject.String()))
-		}
-	}
-	return fmt.Errorf("%w: expected the %s key of %q, serial %x, found another %T; if the pair was just renewed, one of the two files is still the old one",
-		ErrKeyMismatch, chain[0].PublicKeyAlgorithm, short(chain[0].Subject.String()), chain[0].SerialNumber, key)
 }

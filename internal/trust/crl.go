@@ -293,7 +293,7 @@ func (s *Store) revocation(chain []*x509.Certificate, now time.Time) (*fault, in
 // listed judges c by the lists that its issuer ca signed. The issuer is this very key under this very name: not another
 // CA of the same name, nor another name of the same key (threats C02, B19).
 func (s *Store) listed(c, ca *x509.Certificate, required, leaf bool, now time.Time) *fault {
-	serial := string(c.SerialNumber.Bytes())
+	serial := c.SerialNumber.Bytes()
 	var stale, early *fault
 	var seen [][]string // scopes whose newest list was met
 	for _, l := range s.lists[string(ca.RawSubject)] {
@@ -308,7 +308,7 @@ func (s *Store) listed(c, ca *x509.Certificate, required, leaf bool, now time.Ti
 			continue
 		}
 		seen = append(seen, l.points)
-		if r, revoked := l.revoked[serial]; revoked {
+		if r, revoked := l.revoked[string(serial)]; revoked {
 			f := &fault{rule: reason.ClientIssuerRevoked, expected: "a serial number that is not on " + l.String(),
 				found: fmt.Sprintf("%s, revoked %s (%s)", subject(c), stamp(time.Unix(r.at, 0)), code(r.code))}
 			if leaf {
