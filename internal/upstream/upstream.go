@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,8 @@ type Settings struct {
 	ID string
 	// Targets are host:port addresses.
 	Targets []string
+	// Bytes says that the targets are not spoken HTTP with.
+	Bytes bool
 	// TLS is nil for plain targets.
 	TLS *TLS
 	// Connect, Response, Idle and Keepalive are the waits of config.UpstreamTimeouts.
@@ -37,7 +40,20 @@ type Settings struct {
 	MaxConnections int
 	// HeadBytes and Fields bound a response head.
 	HeadBytes, Fields int
+	// Balance chooses among the targets. The zero value is RoundRobin.
+	Balance Balance
+	// Health is how targets are checked; nil means not at all.
+	Health *Health
 }
+
+// Balance is a way to choose the next target.
+type Balance uint8
+
+// The ways.
+const (
+	RoundRobin    Balance = iota // each in turn
+	LeastRequests                // the one with the fewest exchanges under way; in turn among equals
+)
 
 // TLS says how a target is verified and how we prove ourselves to it. There is no way to leave out the verification.
 type TLS struct {
@@ -123,7 +139,8 @@ func (r *Registry) Tidy(now time.Time) {
 // Stats are the connections of one target.
 type Stats struct {
 	Upstream, Target string
-	Open, Idle       int
+	Open, Idle, Busy int
+	Healthy          bool
 }
 
 // Stats lists every target's connections, for metrics.
@@ -132,7 +149,7 @@ func (r *Registry) Stats() []Stats {
 	for name, p := range *r.pools.Load() {
 		for _, t := range p.targets {
 			t.mu.Lock()
-			out = append(out, Stats{name, t.Address, t.open, len(t.idle)})
+			out = append(out, Stats{name, t.Address, t.open, len(t.idle), int(t.busy.Load()), !t.down.Load()})
 			t.mu.Unlock()
 		}
 	}
@@ -147,11 +164,15 @@ type Pool struct {
 	targets []*Target
 	next    atomic.Uint32
 	retired atomic.Bool
+	stop    context.CancelFunc // of the health checks
+	checks  sync.WaitGroup
 }
 
 // Target is one backend address.
 type Target struct {
 	Address string
+	busy    atomic.Int32 // exchanges under way
+	down    atomic.Bool  // its health check fails
 	mu      sync.Mutex
 	open    int     // connections open or being opened
 	idle    []*Conn // newest last
@@ -161,6 +182,13 @@ func newPool(s *Settings, dial Dialer, log *slog.Logger) *Pool {
 	p := &Pool{Settings: s, dial: dial, log: log}
 	for _, a := range s.Targets {
 		p.targets = append(p.targets, &Target{Address: a})
+	}
+	var ctx context.Context
+	ctx, p.stop = context.WithCancel(context.Background())
+	if s.Health != nil {
+		for _, t := range p.targets {
+			p.checks.Go(func() { p.watch(ctx, t) })
+		}
 	}
 	return p
 }
@@ -182,36 +210,71 @@ type Conn struct {
 	read func([]byte) (int, error)
 	// asked is set when the target asked for a client certificate that we do not have.
 	asked     bool
+	idle      bool // in Target.idle: nothing is under way
 	idleSince time.Time
 }
 
-// Acquire takes an idle connection to the next target in turn, or opens one. Targets that cannot be reached are passed
-// over: nothing has been sent to them yet. The error is a *reason.Refusal.
-func (p *Pool) Acquire(ctx context.Context) (*Conn, error) {
-	first := p.next.Add(1)
+// Acquire takes an idle connection to the next target, or opens one. Targets that cannot be reached are passed over:
+// nothing has been sent to them yet. Those that fail their health check come last: when no other is left they are tried
+// all the same, because a check that fails everywhere says more about the check. The error is a *reason.Refusal.
+func (p *Pool) Acquire(ctx context.Context) (*Conn, error) { return p.acquire(ctx, true) }
+
+// Fresh is Acquire of a connection that has carried nothing yet.
+func (p *Pool) Fresh(ctx context.Context) (*Conn, error) { return p.acquire(ctx, false) }
+
+func (p *Pool) acquire(ctx context.Context, idle bool) (*Conn, error) {
+	first := p.first()
 	var refusal *reason.Refusal
-	for i := range p.targets {
-		t := p.targets[(first+uint32(i))%uint32(len(p.targets))]
-		if c := t.takeIdle(); c != nil {
-			return c, nil
-		}
-		if !t.reserve(p.MaxConnections) {
-			continue
-		}
-		c, err := p.open(ctx, t)
-		if err == nil {
-			return c, nil
-		}
-		t.forget()
-		refusal = err
-		if ctx.Err() != nil {
-			break
+	for _, down := range [...]bool{false, true} {
+		for i := range p.targets {
+			t := p.targets[(first+i)%len(p.targets)]
+			if t.down.Load() != down {
+				continue
+			}
+			if idle {
+				if c := t.takeIdle(); c != nil {
+					t.busy.Add(1)
+					return c, nil
+				}
+			}
+			if !t.reserve(p.MaxConnections) {
+				continue
+			}
+			c, err := p.open(ctx, t)
+			if err == nil {
+				t.busy.Add(1)
+				return c, nil
+			}
+			t.forget()
+			refusal = err
+			if ctx.Err() != nil {
+				return nil, refusal
+			}
 		}
 	}
 	if refusal == nil {
 		refusal = &reason.Refusal{Reason: reason.UpstreamBusy}
 	}
 	return nil, refusal
+}
+
+// first is the index of the target to try first.
+func (p *Pool) first() int {
+	n := len(p.targets)
+	turn := int(p.next.Add(1) % uint32(n))
+	if p.Balance == RoundRobin {
+		return turn
+	}
+	best, least := turn, int32(-1)
+	for i := range n {
+		k := (turn + i) % n
+		if t := p.targets[k]; !t.down.Load() {
+			if b := t.busy.Load(); least < 0 || b < least {
+				best, least = k, b
+			}
+		}
+	}
+	return best
 }
 
 func (t *Target) takeIdle() *Conn {
@@ -228,7 +291,7 @@ func (t *Target) takeIdle() *Conn {
 		t.mu.Unlock()
 		// What came while nobody had asked belongs to nobody: a response to a request that was never sent, or the end.
 		if c.Wire.Peek() == socket.Quiet || !c.Wire.HasDescriptor() {
-			c.Reused = true
+			c.Reused, c.idle = true, false
 			return c
 		}
 		c.Discard()
@@ -283,7 +346,6 @@ func (c *Conn) handshake(ctx context.Context, p *Pool) *reason.Refusal {
 	conf := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         p.TLS.ServerName,
-		NextProtos:         []string{"http/1.1"},
 		InsecureSkipVerify: true, // VerifyConnection below verifies, with our own rules and reasons
 		Renegotiation:      tls.RenegotiateNever,
 		VerifyConnection: func(cs tls.ConnectionState) error {
@@ -302,6 +364,9 @@ func (c *Conn) handshake(ctx context.Context, p *Pool) *reason.Refusal {
 			}
 			return cert, nil
 		},
+	}
+	if !p.Bytes {
+		conf.NextProtos = []string{"http/1.1"}
 	}
 	tc := tls.Client(c.Wire, conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
@@ -349,12 +414,17 @@ func (c *Conn) Release(clean bool, now time.Time) {
 		c.Discard()
 		return
 	}
+	c.idle = true
 	t.idle = append(t.idle, c)
 	t.mu.Unlock()
+	t.busy.Add(-1)
 }
 
 // Discard closes the connection.
 func (c *Conn) Discard() {
+	if !c.idle {
+		c.Target.busy.Add(-1)
+	}
 	c.R.Release()
 	c.Target.forget()
 	c.Wire.Close() // not the TLS connection, whose close_notify could block
@@ -364,9 +434,13 @@ func (p *Pool) tidy(now time.Time) {
 	for _, t := range p.targets {
 		var old []*Conn
 		t.mu.Lock()
-		for len(t.idle) > 0 && now.Sub(t.idle[0].idleSince) >= p.Keepalive {
-			old = append(old, t.idle[0])
-			t.idle = t.idle[1:]
+		n := 0
+		for n < len(t.idle) && now.Sub(t.idle[n].idleSince) >= p.Keepalive {
+			n++
+		}
+		if n > 0 {
+			old = slices.Clone(t.idle[:n])
+			t.idle = slices.Delete(t.idle, 0, n)
 		}
 		t.mu.Unlock()
 		for _, c := range old {
@@ -376,6 +450,8 @@ func (p *Pool) tidy(now time.Time) {
 }
 
 func (p *Pool) retire() {
+	p.stop()
+	p.checks.Wait()
 	p.retired.Store(true)
 	for _, t := range p.targets {
 		t.mu.Lock()
