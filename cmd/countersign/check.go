@@ -21,9 +21,9 @@ func checkCommand() *cobra.Command {
 			"and print the effective client-auth policy of every listener and host. Exit status 2 if something is wrong.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			snap, f, problems, err := daemon.Load(file, time.Now())
+			l, err := daemon.Load(file, time.Now())
 			var conf *daemon.ConfigError
-			if err != nil && (asJSON == false || !errors.As(err, &conf)) {
+			if err != nil && (!asJSON || !errors.As(err, &conf)) {
 				return err
 			}
 			if asJSON {
@@ -41,11 +41,11 @@ func checkCommand() *cobra.Command {
 					Hash     string    `json:"hash,omitempty"`
 					Problems []problem `json:"problems"`
 				}{OK: err == nil, Problems: []problem{}}
-				if snap != nil {
-					out.Hash = snap.Hash
+				if l.Snapshot != nil {
+					out.Hash = l.Snapshot.Hash
 				}
-				for _, p := range problems {
-					out.Problems = append(out.Problems, problem{f.Name, p.Pos.Line, p.Pos.Column, p.Path, p.Message, p.Next, p.Warning})
+				for _, p := range l.Problems {
+					out.Problems = append(out.Problems, problem{l.File.Name, p.Pos.Line, p.Pos.Column, p.Path, p.Message, p.Next, p.Warning})
 				}
 				enc := json.NewEncoder(c.OutOrStdout())
 				enc.SetIndent("", "  ")
@@ -57,13 +57,13 @@ func checkCommand() *cobra.Command {
 				}
 				return nil
 			}
-			if err := f.Render(c.ErrOrStderr(), problems); err != nil {
+			if err := l.File.Render(c.ErrOrStderr(), l.Problems); err != nil {
 				return err
 			}
-			if err := snap.Describe(c.OutOrStdout()); err != nil {
+			if err := l.Snapshot.Describe(c.OutOrStdout()); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s is good (configuration %s)\n", file, snap.Hash)
+			_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s is good (configuration %s)\n", file, l.Snapshot.Hash)
 			return err
 		},
 	}

@@ -116,17 +116,25 @@ type Stale struct {
 
 // Listener is an address and a protocol.
 type Listener struct {
-	// Listen is the address, for example ":8443" or "127.0.0.1:8443". Required.
+	// Listen is the address, for example ":8443" or "127.0.0.1:8443", or unix:/path for a socket that only this user may
+	// connect to. Required.
 	Listen string `yaml:"listen" required:"true"`
-	// Protocol is https, http or passthrough. Required.
-	Protocol string `yaml:"protocol" required:"true" enum:"https,http,passthrough" later:"tls,tcp"`
-	// TLS sets versions, ciphers and groups of an https listener. Optional.
+	// Protocol is https, http, tls (bytes inside TLS, after client auth), passthrough (bytes by server name, never
+	// decrypted) or tcp. Required.
+	Protocol string `yaml:"protocol" required:"true" enum:"https,http,tls,passthrough,tcp"`
+	// TLS sets versions, ciphers and groups of an https or tls listener. Optional.
 	TLS *TLS `yaml:"tls"`
+	// Sources are the addresses that may connect, as prefixes (10.1.0.0/16) or addresses. Optional; everybody may, except
+	// on a plain listener that leads to an upstream with client_certificates, which lends our identity to whoever
+	// connects: there only this machine may, unless sources says otherwise.
+	Sources []string `yaml:"sources"`
 	// DefaultHost is one of the names of a host that serves clients with no or an unknown server name. Optional; without
 	// it such clients are refused.
 	DefaultHost string `yaml:"default_host"`
-	// Hosts are the server names of this listener. At least one.
-	Hosts []*Host `yaml:"hosts" required:"true"`
+	// Hosts are the server names of this listener. At least one, except on tcp, which has none.
+	Hosts []*Host `yaml:"hosts"`
+	// Upstream is where the connections of a tcp listener go. Only for tcp.
+	Upstream string `yaml:"upstream"`
 	// Limits bound what one connection and the whole listener may use. Optional.
 	Limits *Limits `yaml:"limits"`
 }
@@ -154,12 +162,27 @@ type Host struct {
 	Certificates []KeyPair `yaml:"certificates"`
 	// ClientAuth is the client-auth policy. Required on https listeners: say mode: off where nobody is asked.
 	ClientAuth *ClientAuth `yaml:"client_auth"`
-	// IdentityHeaders are the dialects in which the backend is told who the client is: rfc9440 (default) and alb.
-	IdentityHeaders []string `yaml:"identity_headers" enum:"rfc9440,alb" later:"xfcc,x_ssl_client,traefik,gcp"`
-	// Routes are tried in order; the first match wins. Not for passthrough.
+	// IdentityHeaders are the dialects in which the backend is told who the client is: rfc9440 (default), alb, xfcc
+	// (Envoy), x_ssl_client (as nginx and HAProxy are configured by most), traefik and gcp. See docs/headers.md.
+	IdentityHeaders []string `yaml:"identity_headers" enum:"rfc9440,alb,xfcc,x_ssl_client,traefik,gcp"`
+	// IdentityOptions change how they are written. Optional.
+	IdentityOptions *IdentityOptions `yaml:"identity_options"`
+	// Routes are tried in order; the first match wins. For https and http.
 	Routes []*Route `yaml:"routes"`
-	// Upstream is where a passthrough host's connections go. Only for passthrough.
+	// Upstream is where the host's connections go. For passthrough and tls.
 	Upstream string `yaml:"upstream"`
+}
+
+// IdentityOptions change how identity headers are written.
+type IdentityOptions struct {
+	// Chain adds the verified intermediates where the dialect has a place for them: rfc9440, xfcc, traefik, gcp. Default
+	// false.
+	Chain bool `yaml:"chain"`
+	// XFCCCert adds the certificate itself to xfcc. Default false.
+	XFCCCert bool `yaml:"xfcc_cert"`
+	// ALBNames gives headers of dialect alb other names. Keys are serial_number, issuer, subject, validity, leaf and
+	// clientcert.
+	ALBNames map[string]string `yaml:"alb_names"`
 }
 
 // KeyPair names a certificate file (leaf first, then intermediates) and its key file.
@@ -172,12 +195,16 @@ type KeyPair struct {
 
 // ClientAuth is the client-auth policy of a host.
 type ClientAuth struct {
-	// Mode is off, request (ask; a certificate that is sent must verify) or require. Required.
-	Mode string `yaml:"mode" required:"true" enum:"off,request,require" later:"request_unverified,passthrough_chain"`
-	// TrustStore is the name of the trust store clients are verified against. Required unless mode is off.
+	// Mode is off, request (ask; a certificate that is sent must verify), require, request_unverified (ask, and let in
+	// whoever comes; the verdict is recorded and told) or passthrough_chain (ask, and hand what is sent to the backend
+	// unverified, as AWS ALB's passthrough does). Required.
+	Mode string `yaml:"mode" required:"true" enum:"off,request,require,request_unverified,passthrough_chain"`
+	// TrustStore is the name of the trust store clients are verified against. Required for request, require and
+	// request_unverified.
 	TrustStore string `yaml:"trust_store"`
-	// OnFailure is alert (default: a TLS alert) or reset (the connection is reset, as AWS ALB does).
-	OnFailure string `yaml:"on_failure" enum:"alert,reset" later:"page"`
+	// OnFailure is alert (default: a TLS alert), reset (the connection is reset, as AWS ALB does) or page (https only: the
+	// handshake ends well and every request is answered 403, with the reason and a reference).
+	OnFailure string `yaml:"on_failure" enum:"alert,reset,page"`
 }
 
 // Route sends matching requests to an upstream.
@@ -189,6 +216,8 @@ type Route struct {
 	// AllowPath lists spellings that are refused by default and that this route's backend needs: encoded_slash,
 	// double_slash, dot_segments, backslash.
 	AllowPath []string `yaml:"allow_path" enum:"encoded_slash,double_slash,dot_segments,backslash"`
+	// Upgrade lists the protocols a request of this route may switch to: websocket. Optional; none by default.
+	Upgrade []string `yaml:"upgrade" enum:"websocket"`
 }
 
 // Match is the condition of a route.
@@ -200,17 +229,37 @@ type Match struct {
 
 // Upstream is a pool of targets.
 type Upstream struct {
-	// Targets are URLs of scheme http or https with host and port and nothing else; for passthrough tcp://host:port.
-	// At least one.
+	// Targets are URLs of one scheme with host and port and nothing else: http or https for requests, tcp or tls for bytes
+	// (listeners of protocol tls, passthrough and tcp). At least one.
 	Targets []string `yaml:"targets" required:"true"`
-	// Balance is round_robin (default).
-	Balance string `yaml:"balance" enum:"round_robin" later:"least_requests,least_outstanding_requests,p2c,weighted_round_robin,weighted_random"`
-	// TLS is how https targets are verified and how we prove ourselves to them. Required with https targets.
+	// Balance is round_robin (default) or least_requests.
+	Balance string `yaml:"balance" enum:"round_robin,least_requests" later:"least_outstanding_requests,p2c,weighted_round_robin,weighted_random"`
+	// TLS is how https and tls targets are verified and how we prove ourselves to them. Required with such targets.
 	TLS *UpstreamTLS `yaml:"tls"`
+	// Health is how targets are checked. Optional; without it they are not.
+	Health *Health `yaml:"health"`
 	// Timeouts of connections to targets. Optional.
 	Timeouts *UpstreamTimeouts `yaml:"timeouts"`
 	// MaxConnections is the most connections to one target at a time. Default 1024.
 	MaxConnections int `yaml:"max_connections"`
+}
+
+// Health is an active check of every target, made like traffic: same address, same TLS settings, same certificates.
+type Health struct {
+	// Path is requested with GET. Optional; without it a connection is enough (with its TLS handshake).
+	Path string `yaml:"path"`
+	// Host is the Host of the request. Default: tls.server_name, or the target's address.
+	Host string `yaml:"host"`
+	// Status is the good answers, as 200 or 200-399. Default 200-399.
+	Status string `yaml:"status"`
+	// Interval is the time between checks of a target. Default 5s.
+	Interval Duration `yaml:"interval"`
+	// Timeout is the time one check may take. Default 2s.
+	Timeout Duration `yaml:"timeout"`
+	// Healthy is how many good checks in a row bring a target back. Default 2.
+	Healthy int `yaml:"healthy"`
+	// Unhealthy is how many failed checks in a row take a target out. Default 3.
+	Unhealthy int `yaml:"unhealthy"`
 }
 
 // UpstreamTLS is verification of a target and our own certificate for it.
@@ -244,12 +293,17 @@ type Limits struct {
 	Handshake Duration `yaml:"handshake"`
 	// Header is the time from the first byte of a request to the end of its head. Default 10s.
 	Header Duration `yaml:"header"`
-	// Idle is how long a connection may wait between requests, or a passed-through one without bytes. Default 60s.
+	// Idle is how long a connection may wait between requests. Default 60s.
 	Idle Duration `yaml:"idle"`
 	// BodyIdle is the longest pause inside a request body. Default 30s.
 	BodyIdle Duration `yaml:"body_idle"`
 	// WriteIdle is the longest pause in which a client reads nothing of its response. Default 30s.
 	WriteIdle Duration `yaml:"write_idle"`
+	// TunnelIdle is how long a tunnel (WebSocket, passed-through or TCP) may go without a byte in either direction.
+	// Default 1h.
+	TunnelIdle Duration `yaml:"tunnel_idle"`
+	// Lifetime is how long a tunnel may last at most; 0, the default, means no limit.
+	Lifetime Duration `yaml:"lifetime" zero:"true"`
 	// HeaderBytes is the largest request head. Default 32KiB.
 	HeaderBytes Size `yaml:"header_bytes"`
 	// HeaderFields is the greatest number of header fields. Default 100.

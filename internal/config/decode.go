@@ -44,7 +44,7 @@ var laterKeys = map[reflect.Type][]string{
 	reflect.TypeFor[ClientAuth]():  {"shadow"},
 	reflect.TypeFor[Route]():       {"allow", "client_auth", "redirect", "fixed_response", "rewrite", "headers", "mirror", "retry", "exempt"},
 	reflect.TypeFor[Match]():       {"method", "header", "query", "source", "identity", "host"},
-	reflect.TypeFor[Upstream]():    {"health", "retry", "proxy_protocol", "outlier", "sticky", "slow_start"},
+	reflect.TypeFor[Upstream]():    {"retry", "proxy_protocol", "outlier", "sticky", "slow_start"},
 	reflect.TypeFor[UpstreamTLS](): {"spki", "min_version"},
 }
 
@@ -403,6 +403,8 @@ func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.
 		expected = "a number of bytes, such as 4096 or 32KiB"
 	case v.Kind() == reflect.Int:
 		expected = "a whole number, such as 4"
+	case v.Kind() == reflect.Bool:
+		expected = "true or false"
 	}
 	if n.Kind == yaml.MappingNode && slices.Contains(f.later, "{"+n.Content[0].Value+"}") {
 		d.add(pos, path, "use "+expected, "a mapping with %s is %s, expected %s", brief(n.Content[0].Value), unsupported, expected)
@@ -425,6 +427,16 @@ func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.
 			d.add(pos, path, "use "+expected, "%s is %s, expected %s", brief(text), unsupported, expected)
 		default:
 			d.add(pos, path, didYouMean(text, f.enum, ""), "found %s, expected %s", brief(text), expected)
+		}
+		return
+	}
+	if v.Kind() == reflect.Bool {
+		// Two spellings only: what YAML 1.1 also took for a boolean (yes, on, Y) is read differently by different people.
+		switch text {
+		case "true", "false":
+			v.SetBool(text == "true")
+		default:
+			d.add(pos, path, "", "found %s, expected %s", brief(text), expected)
 		}
 		return
 	}

@@ -178,11 +178,12 @@ func TestParseRefuses(t *testing.T) {
 		{"enum", listener("tls: {policy: modren}"), "listeners.a.tls.policy", "5:19", `found "modren", expected one of: modern, tls13, compatible`, `"modern"`},
 		{"enum boolean", host("client_auth: {mode: true}"), "listeners.a.hosts[0].client_auth.mode", "7:27", `found "true", expected one of: off, request, require`, ""},
 		{"enum case", host("client_auth: {mode: Require}"), "listeners.a.hosts[0].client_auth.mode", "7:27", `found "Require"`, `"require"`},
-		{"enum later", host("client_auth: {mode: passthrough_chain}"), "listeners.a.hosts[0].client_auth.mode", "7:27", `"passthrough_chain" is ` + later + ", expected one of: off, request, require", "use one of"},
+		{"enum later", store("revocation: {crls: [{file: x}], ocsp: prefer}"), "trust_stores.s.revocation.ocsp", "4:43", `"prefer" is ` + later + ", expected one of: off", ""},
 		{"enum later by prefix", listener("tls: {policy: ELBSecurityPolicy-TLS13-1-2-2021-06}"), "listeners.a.tls.policy", "5:19", later, ""},
 		{"enum later as mapping", store("accept: {eku: {oids: [1.2.3]}}"), "trust_stores.s.accept.eku", "4:14", `a mapping with "oids" is ` + later, "strict"},
 		{"enum as unknown mapping", store("accept: {eku: {oid: [1.2.3]}}"), "trust_stores.s.accept.eku", "4:14", "found a mapping", ""},
-		{"enum in a list", host("identity_headers: [alb, xfcc]"), "listeners.a.hosts[0].identity_headers[1]", "7:31", `"xfcc" is ` + later, ""},
+		{"enum in a list", host("identity_headers: [alb, xfc]"), "listeners.a.hosts[0].identity_headers[1]", "7:31", `found "xfc"`, "xfcc"},
+		{"boolean", host("identity_options: {chain: yes}"), "listeners.a.hosts[0].identity_options.chain", "7:33", `found "yes", expected true or false`, ""},
 		{"old version", listener("tls: {min_version: 1.1}"), "listeners.a.tls.min_version", "5:24", `found "1.1", expected one of: 1.2, 1.3`, ""},
 		{"hints word", store("hints: some"), "trust_stores.s.hints", "4:12", "expected one of: auto, none", ""},
 		{"hints without file", store("hints: {fil: x}"), "trust_stores.s.hints.fil", "4:13", "unknown key", `"file"`},
@@ -255,7 +256,7 @@ upstreams:
 	}
 	for _, want := range []string{
 		"ops listen", "trust_stores.s.ca_bundle file", "trust_stores.s.revocation.crls[0] file",
-		"listeners.a listen", "listeners.a protocol", "listeners.a hosts", "listeners.b.hosts[0] names",
+		"listeners.a listen", "listeners.a protocol", "listeners.b.hosts[0] names",
 		"listeners.b.hosts[0].certificate cert", "listeners.b.hosts[0].certificate key",
 		"listeners.b.hosts[0].client_auth mode", "listeners.b.hosts[0].routes[0] upstream",
 		"upstreams.u targets", "upstreams.u.tls server_name", "upstreams.u.tls trust_store",
@@ -329,8 +330,8 @@ func TestFieldKinds(t *testing.T) {
 	walk = func(rt reflect.Type) {
 		switch rt.Kind() {
 		case reflect.Pointer, reflect.Map, reflect.Slice:
-			if rt.Kind() == reflect.Map && rt.Elem().Kind() != reflect.Pointer {
-				t.Errorf("%v: expected a map of pointers", rt)
+			if rt.Kind() == reflect.Map && rt.Elem().Kind() != reflect.Pointer && rt.Elem().Kind() != reflect.String {
+				t.Errorf("%v: expected a map of pointers or of strings", rt)
 			}
 			walk(rt.Elem())
 		case reflect.Struct:
@@ -349,7 +350,7 @@ func TestFieldKinds(t *testing.T) {
 				}
 				walk(rt.Field(f.index).Type)
 			}
-		case reflect.String, reflect.Int:
+		case reflect.String, reflect.Int, reflect.Bool:
 		default:
 			if rt != durationType && rt != sizeType {
 				t.Errorf("no decoding for %v", rt)

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"countersign/internal/config"
 	"countersign/internal/frontend"
 	"countersign/internal/record"
+	"countersign/internal/refresh"
 	"countersign/internal/snapshot"
 	"countersign/internal/upstream"
 )
@@ -34,8 +36,11 @@ type Options struct {
 	// Records gets one JSON line for each handshake and request; Log gets what concerns the operator.
 	Records, Log io.Writer
 	// Listen and Dial open sockets.
-	Listen func(network, address string) (net.Listener, error)
+	Listen func(address string) (net.Listener, error)
 	Dial   upstream.Dialer
+	// Quiet and Poll are how long files must have stopped changing before they are loaded, and how often they are looked
+	// at where the system tells nothing; zero means package refresh's own.
+	Quiet, Poll time.Duration
 	// Now is the time certificates are compared with when a configuration is loaded; nil means time.Now.
 	Now func() time.Time
 }
@@ -47,6 +52,7 @@ type Main struct {
 	log   *slog.Logger
 	front *frontend.Frontend
 	ops   *ops
+	files *refresh.Watcher
 
 	mu sync.Mutex // one reload at a time
 }
@@ -65,21 +71,35 @@ func (e *ConfigError) Error() string {
 }
 
 // Load reads and compiles a configuration file. The error is a *ConfigError unless the file cannot be read.
-func Load(name string, now time.Time) (*snapshot.Snapshot, *config.File, config.Problems, error) {
+func Load(name string, now time.Time) (*Loaded, error) {
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
 	src, err := os.ReadFile(name)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("cannot read the configuration: %w; name it with -c FILE, or make one with: countersign quickstart", err)
+		return &Loaded{Sums: map[string]snapshot.Sum{path: {}}},
+			fmt.Errorf("cannot read the configuration: %w; name it with -c FILE, or make one with: countersign quickstart", err)
 	}
-	dir, err := filepath.Abs(filepath.Dir(name))
-	if err != nil {
-		return nil, nil, nil, err
+	l := new(Loaded)
+	l.File, l.Problems = config.Parse(name, src)
+	l.Snapshot, l.Sums, l.Problems = snapshot.Compile(l.File, l.Problems, filepath.Dir(path), now)
+	l.Sums[path] = sha256.Sum256(src)
+	if l.Snapshot == nil {
+		return l, &ConfigError{l.File, l.Problems}
 	}
-	file, problems := config.Parse(name, src)
-	snap, problems := snapshot.Compile(file, problems, dir, now)
-	if snap == nil {
-		return nil, file, problems, &ConfigError{file, problems}
-	}
-	return snap, file, problems, nil
+	return l, nil
+}
+
+// Loaded is what was read of a configuration.
+type Loaded struct {
+	// Snapshot is nil when the configuration is not accepted.
+	Snapshot *snapshot.Snapshot
+	// File and Problems say what is wrong or questionable, and where.
+	File     *config.File
+	Problems config.Problems
+	// Sums are the hashes of every file that was read.
+	Sums map[string]snapshot.Sum
 }
 
 // Start loads the configuration and serves it. When it returns without error every listener accepts.
@@ -91,7 +111,9 @@ func Start(o Options) (*Main, error) {
 	m.book = record.NewBook(o.Records)
 	m.front = frontend.New(frontend.Config{Book: m.book, Log: m.log, Listen: o.Listen, Dial: o.Dial})
 	m.ops = newOps(m)
+	m.files = refresh.Watch(refresh.Config{Reload: m.Reload, Log: m.log, Quiet: o.Quiet, Poll: o.Poll})
 	if err := m.Reload(); err != nil {
+		m.files.Close()
 		m.front.Drain(canceled())
 		m.book.Close()
 		return nil, err
@@ -110,20 +132,25 @@ func (m *Main) Reload() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	start := time.Now()
-	snap, file, problems, err := Load(m.o.Config, m.o.Now())
+	l, err := Load(m.o.Config, m.o.Now())
 	if err == nil {
-		if err = m.ops.bind(snap.Ops); err == nil {
-			err = m.front.Apply(snap)
+		if err = m.ops.bind(l.Snapshot.Ops); err == nil {
+			err = m.front.Apply(l.Snapshot)
 		}
 		m.ops.settle(err == nil)
 	}
 	m.ops.reloaded(err == nil)
 	if err != nil {
+		if l != nil {
+			m.files.NotLoaded(l.Sums, err)
+		}
 		m.log.Error("configuration refused; what was in force stays", "file", m.o.Config, "error", err.Error())
 		return err
 	}
-	for _, p := range problems {
-		m.log.Warn("configuration", "at", fmt.Sprintf("%s:%d:%d", file.Name, p.Pos.Line, p.Pos.Column), "setting", p.Path, "problem", p.Message, "next", p.Next)
+	m.files.Loaded(l.Sums)
+	snap := l.Snapshot
+	for _, p := range l.Problems {
+		m.log.Warn("configuration", "at", fmt.Sprintf("%s:%d:%d", l.File.Name, p.Pos.Line, p.Pos.Column), "setting", p.Path, "problem", p.Message, "next", p.Next)
 	}
 	m.log.Info("configuration in force", "file", m.o.Config, "hash", snap.Hash, "listeners", len(snap.Listeners), "took", time.Since(start).String())
 	return nil
@@ -148,13 +175,16 @@ func (m *Main) Addr(name string) net.Addr {
 // Shutdown stops accepting, waits for open exchanges until ctx ends or the configured drain time is over, and ends
 // everything.
 func (m *Main) Shutdown(ctx context.Context) {
+	if m.ops.draining.Swap(true) {
+		return // somebody else is at it
+	}
+	m.files.Close()
 	drain := 30 * time.Second
 	if s := m.front.Current(); s != nil {
 		drain = s.Drain
 	}
 	ctx, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
-	m.ops.draining.Store(true)
 	m.front.Drain(ctx)
 	m.ops.close()
 	m.book.Close()

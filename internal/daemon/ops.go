@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"countersign/internal/frontend"
 )
 
 // ops is the listener for liveness, readiness and metrics. It answers GET of three paths and nothing else, without
@@ -72,7 +74,11 @@ func (o *ops) bind(address string) error {
 	if address == "" {
 		return nil
 	}
-	sock, err := net.Listen("tcp", address)
+	listen := o.m.o.Listen
+	if listen == nil {
+		listen = frontend.Listen
+	}
+	sock, err := listen(address)
 	if err != nil {
 		return fmt.Errorf("ops cannot listen on %s: %w; choose another port or end the program that has it (ss -ltnp)", address, err)
 	}
@@ -136,15 +142,30 @@ func (o *ops) close() {
 type targets struct{ m *Main }
 
 var (
-	openDesc = prometheus.NewDesc("countersign_upstream_connections", "Open connections to a target.", []string{"upstream", "target"}, nil)
-	idleDesc = prometheus.NewDesc("countersign_upstream_idle_connections", "Connections to a target that wait to be used again.", []string{"upstream", "target"}, nil)
+	openDesc      = prometheus.NewDesc("countersign_upstream_connections", "Open connections to a target.", []string{"upstream", "target"}, nil)
+	healthDesc    = prometheus.NewDesc("countersign_upstream_healthy", "1 if the target's health checks pass or it has none, else 0.", []string{"upstream", "target"}, nil)
+	conditionDesc = prometheus.NewDesc("countersign_condition", "1 while something needs the operator: reload_refused, files_unreadable or file_events_unavailable.", []string{"code"}, nil)
+	idleDesc      = prometheus.NewDesc("countersign_upstream_idle_connections", "Connections to a target that wait to be used again.", []string{"upstream", "target"}, nil)
 )
 
-func (t targets) Describe(ch chan<- *prometheus.Desc) { ch <- openDesc; ch <- idleDesc }
+func (t targets) Describe(ch chan<- *prometheus.Desc) {
+	ch <- openDesc
+	ch <- idleDesc
+	ch <- healthDesc
+	ch <- conditionDesc
+}
 
 func (t targets) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range t.m.files.Conditions() {
+		ch <- prometheus.MustNewConstMetric(conditionDesc, prometheus.GaugeValue, 1, c.Code)
+	}
 	for _, s := range t.m.front.Pools().Stats() {
 		ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(s.Open), s.Upstream, s.Target)
+		healthy := 0.0
+		if s.Healthy {
+			healthy = 1
+		}
+		ch <- prometheus.MustNewConstMetric(healthDesc, prometheus.GaugeValue, healthy, s.Upstream, s.Target)
 		ch <- prometheus.MustNewConstMetric(idleDesc, prometheus.GaugeValue, float64(s.Idle), s.Upstream, s.Target)
 	}
 }

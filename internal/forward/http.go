@@ -25,6 +25,8 @@ import (
 // Limits are the waits for a client, on progress.
 type Limits struct {
 	BodyIdle, WriteIdle time.Duration
+	// TunnelIdle and Lifetime are those of a connection that was upgraded; a zero Lifetime means no limit.
+	TunnelIdle, Lifetime time.Duration
 }
 
 // Exchange forwards the requests of one client connection, one after the other. Its storage is used again for each.
@@ -37,10 +39,13 @@ type Exchange struct {
 	// Trailer are the header lines set last on every request of the connection: where it came from, and who the client
 	// is. Identity is never taken from the request.
 	Trailer []byte
+	// Style says which headers a client must never pass through; nil means the protected set.
+	Style *identity.Style
 	// Draining reports that the connection is to end after this exchange; nil means never.
 	Draining func() bool
 
-	resp message.Response
+	resp  message.Response
+	heard bool // the target has answered something
 }
 
 // Result says how an exchange left the client's connection.
@@ -86,54 +91,114 @@ func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Re
 		return x.refuse(rec, refusal, nil)
 	}
 
+	body := x.Reader.Body(&req.Head, true)
+	// The pump reads into the buffer that holds the request head: what is asked of the head is asked before.
+	ask := asked{minor: req.Minor, head: req.IsHead(), keep: req.KeepAlive, framing: req.Framing, expect: req.Expect100, again: idempotent(req.Method)}
+	if req.WebSocketKey != nil {
+		ask.accept = acceptKey(req.WebSocketKey)
+	}
+	if whole, ok := body.Buffered(); ok {
+		out = append(out, whole...)
+	}
+
 	x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
 	target, err := pool.Acquire(context.Background())
-	if err != nil {
-		return x.refuse(rec, reason.UpstreamConnectFailed, err)
+	for err == nil {
+		result, stale := x.attempt(&ask, body, out, rec, target, pool, buf)
+		if !stale {
+			return result
+		}
+		// The target had closed the connection before it read the request: once more, on a new one (RFC 9110 section 9.2.2).
+		rec.Retried, rec.Detail = true, ""
+		x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
+		target, err = pool.Fresh(context.Background())
 	}
+	return x.refuse(rec, reason.UpstreamConnectFailed, err)
+}
+
+// asked is what the answer depends on of the request.
+type asked struct {
+	minor   uint8 // HTTP/1.minor
+	head    bool  // the method is HEAD
+	keep    bool  // the client wants to go on
+	framing message.Framing
+	expect  bool   // the client waits for 100 before it sends the body
+	again   bool   // the method may be sent twice
+	accept  string // what a target must answer to switch to WebSocket; empty for no such request
+}
+
+// idempotent lists the methods that a proxy may repeat by itself.
+func idempotent(method []byte) bool {
+	switch string(method) {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// attempt sends the request, whose head and buffered body are in out, to target and relays the answer. stale says that
+// nothing came back over a connection that had been used before, so that another may be tried.
+func (x *Exchange) attempt(ask *asked, body *h1.Body, out []byte, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, buf *[]byte) (result Result, stale bool) {
 	rec.Target, rec.Reused = target.Target.Address, target.Reused
 	x.Watch.setTarget(target.Wire)
+	x.heard = false
 	clean := false
 	defer func() {
 		x.Watch.setTarget(nil)
 		target.Release(clean, x.Watch.Clock.Now())
 	}()
 
-	body := x.Reader.Body(&req.Head, true)
-	if whole, ok := body.Buffered(); ok {
-		out = append(out, whole...)
-	}
-	if req.Expect100 && !body.Done() {
+	if ask.expect && !body.Done() {
 		x.Watch.Main.Set(x.Watch.Clock, WritingClient, x.Limits.WriteIdle)
 		if _, err := io.WriteString(x.Client, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
-			return x.refuse(rec, reason.ClientAborted, err)
+			return x.lost(rec, err), false
 		}
 	}
 	x.Watch.Main.Set(x.Watch.Clock, WritingTarget, pool.Idle)
 	_, writeErr := target.Write(out)
 	var pump *pump
-	if writeErr == nil && !body.Done() {
-		pump = x.startPump(body, req.Framing, target, pool)
+	switch {
+	case writeErr != nil || body.Done():
+		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, pool.Response)
+	default:
+		// The time for the response begins when the body was sent, which takes as long as it makes progress.
+		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, 0)
+		pump = x.startPump(body, ask.framing, target, pool)
 	}
 
-	// A write that fails does not mean that there is no answer: a target may have refused early and closed.
-	result := x.relay(req, rec, target, pool, pump, buf)
+	// A write that fails does not mean that there is no answer: a target may have refused early and closed. A body that
+	// nobody will read must not be taken for the next request.
+	keep := ask.keep && (pump != nil || body.Done())
+	result = x.relay(ask, keep, rec, target, pool, pump, buf)
+	if pump == nil && target.Reused && ask.again && body.Done() && !result.Answered && result.Reason == reason.UpstreamClosed && !x.heard && target.R.Buffered() == 0 {
+		return result, true
+	}
 	sent := writeErr
 	if pump != nil {
 		if sent = pump.finish(); sent != nil {
 			result.Keep = false
-			if r, ok := sent.(*reason.Refusal); ok && !result.Answered {
-				result = x.refuse(rec, r.Reason, r)
+			if r, ok := sent.(*reason.Refusal); ok {
+				switch {
+				case !result.Answered:
+					rec.Detail = "" // what the interrupted wait said
+					result = x.refuse(rec, r.Reason, r)
+				case result.Cut: // by the pump
+					rec.Detail = ""
+					rec.Fail(r.Reason, r)
+					result.Reason = rec.Reason
+				}
 			}
 		}
 	}
-	rec.BytesIn = body.Total()
+	if rec.Status != 101 {
+		rec.BytesIn = body.Total()
+	}
 	if _, ended := x.Watch.Main.Expired(); ended || x.Watch.Gone() {
 		result.Keep = false // the sweep may still be about to end what it found waiting
 	} else {
-		clean = sent == nil && result.Reason == reason.Completed && x.resp.KeepAlive
+		clean = sent == nil && result.Reason == reason.Completed && x.resp.KeepAlive && (pump == nil || !pump.early)
 	}
-	return result
+	return result, false
 }
 
 // refuse notes why the exchange ended before an answer began.
@@ -159,7 +224,7 @@ func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reas
 	hops := 0
 	for i := range req.Fields {
 		f := &req.Fields[i]
-		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || identity.Protected(f.Name) {
+		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || x.Style.Protected(f.Name) {
 			continue
 		}
 		if len(f.Name) == 3 && message.EqualFold(f.Name, "via") {
@@ -179,6 +244,9 @@ func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reas
 			out = append(out, '\r', '\n')
 		}
 	}
+	if req.WebSocketKey != nil {
+		out = append(out, "Connection: Upgrade\r\nUpgrade: websocket\r\n"...)
+	}
 	out = append(out, "Via: "+via+"\r\nX-Forwarded-Host: "...)
 	out = append(out, req.Host...)
 	out = append(out, '\r', '\n')
@@ -193,19 +261,23 @@ func appendField(out []byte, f *message.Field) []byte {
 	return append(out, '\r', '\n')
 }
 
-// relay reads the target's response and writes it to the client.
-func (x *Exchange) relay(req *message.Request, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, pump *pump, buf *[]byte) Result {
+// relay reads the target's response and writes it to the client, who speaks HTTP/1.minor and asked with HEAD or not. It
+// does not look at the request head: a pump may be overwriting it.
+func (x *Exchange) relay(ask *asked, keep bool, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, pump *pump, buf *[]byte) Result {
 	resp := &x.resp
 	w := x.Watch
-	w.Main.Set(w.Clock, AwaitTarget, pool.Response)
 	for interim := 0; ; interim++ {
-		if err := target.R.ReadResponse(resp, req.IsHead()); err != nil {
+		if err := target.R.ReadResponse(resp, ask.head); err != nil {
 			return x.refuse(rec, x.blame(err, target), detail(err))
 		}
+		x.heard = true
 		if resp.Status >= 200 {
 			break
 		}
-		// 101 answers an upgrade, and none was passed on; the others may be dropped (RFC 9110 section 15.2).
+		if resp.Status == 101 && ask.accept != "" && switches(resp, ask.accept) {
+			return x.switched(rec, target, buf)
+		}
+		// Any other 101 answers what was not asked; the others may be dropped (RFC 9110 section 15.2).
 		if resp.Status == 101 {
 			return x.refuse(rec, reason.UpstreamBadResponse, &reason.Refusal{Reason: reason.UpstreamBadResponse, Expected: "a final status", Found: "101 without an upgrade"})
 		}
@@ -217,17 +289,17 @@ func (x *Exchange) relay(req *message.Request, rec *record.Request, target *upst
 	rec.Status = resp.Status
 
 	// From here on the client gets bytes: what goes wrong can only be shown by an end that is not a proper one.
-	keep := req.KeepAlive && (x.Draining == nil || !x.Draining())
+	keep = keep && (x.Draining == nil || !x.Draining())
 	rechunk := false
 	if resp.Framing == message.UntilClose || resp.Framing == message.Chunked {
-		if rechunk = req.Minor == 1; !rechunk {
+		if rechunk = ask.minor == 1; !rechunk {
 			keep = false
 		}
 	}
-	if pump != nil && !pump.settled(time.Millisecond) {
-		keep = false // an early answer: the rest of the body would have to be read before another request could be
+	if pump != nil && (!pump.settled(5*time.Millisecond) || pump.err != nil) {
+		keep, pump.early = false, true // the rest of the body would have to be read before another request could be
 	}
-	out := appendResponse((*buf)[:0], resp, rechunk, keep, req)
+	out := x.appendResponse((*buf)[:0], resp, rechunk, keep, ask.minor)
 	body := target.R.Body(&resp.Head, false)
 	if !rechunk {
 		if ready := body.Ready(cap(out) - len(out)); len(ready) > 0 {
@@ -256,11 +328,22 @@ const chunkRoom = 10
 // chunkEnd is room for the CR LF behind a chunk and for the last chunk.
 const chunkEnd = 2 + 5
 
+// minRoom is what is worth reading into.
+const minRoom = 4 << 10
+
 // stream relays a body that is not complete in the buffer. out holds what has not been written yet.
 func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.Conn, pool *upstream.Pool, out []byte, rechunk, keep bool) Result {
 	w := x.Watch
 	defer func() { rec.BytesOut = body.Total() }()
 	for {
+		if len(out) > 0 && (target.R.Buffered() == 0 || cap(out)-len(out) < minRoom) {
+			// What is there goes out before we wait for more: a client of a slow stream sees its head at once.
+			w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
+			if _, err := x.Client.Write(out); err != nil {
+				return x.lost(rec, err)
+			}
+			out = out[:0]
+		}
 		room := out[len(out):cap(out)]
 		off := 0
 		if rechunk {
@@ -268,16 +351,10 @@ func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.C
 			room = room[:len(room)-chunkEnd]
 		}
 		w.Main.Set(w.Clock, ReadingTarget, pool.Idle)
-		if len(out) > 0 && target.R.Buffered() == 0 {
-			// What is there goes out before we wait for more: a client of a slow stream sees its head at once.
-			w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
-			if _, err := x.Client.Write(out); err != nil {
-				return x.lost(rec, err)
-			}
-			out = out[:0]
-			continue
-		}
 		n, err := body.Read(room[off:])
+		if err == io.EOF && x.resp.Framing == message.UntilClose && pool.Secure() && !target.Wire.MayBeAlert() {
+			err = io.ErrUnexpectedEOF // crypto/tls takes an end without close_notify for an end, but anyone can make one (E21)
+		}
 		if n > 0 {
 			if rechunk {
 				out = appendChunk(out, n)
@@ -294,6 +371,8 @@ func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.C
 			rec.Reason = reason.UpstreamTruncated
 			if why, ok := w.Main.Expired(); ok {
 				rec.Reason = why
+			} else if w.Gone() {
+				rec.Reason = reason.ClientAborted
 			}
 			return Result{Reason: rec.Reason, Answered: true, Cut: true}
 		}
@@ -322,7 +401,7 @@ func appendChunk(out []byte, n int) []byte {
 	return append(out, '\r', '\n')
 }
 
-func appendResponse(out []byte, resp *message.Response, rechunk, keep bool, req *message.Request) []byte {
+func (x *Exchange) appendResponse(out []byte, resp *message.Response, rechunk, keep bool, minor uint8) []byte {
 	out = append(out, "HTTP/1.1 "...)
 	out = strconv.AppendInt(out, int64(resp.Status), 10)
 	out = append(out, ' ')
@@ -330,7 +409,7 @@ func appendResponse(out []byte, resp *message.Response, rechunk, keep bool, req 
 	out = append(out, '\r', '\n')
 	for i := range resp.Fields {
 		f := &resp.Fields[i]
-		if !f.Hop && !identity.Protected(f.Name) {
+		if !f.Hop && !x.Style.Protected(f.Name) {
 			out = appendField(out, f)
 		}
 	}
@@ -344,7 +423,7 @@ func appendResponse(out []byte, resp *message.Response, rechunk, keep bool, req 
 	}
 	if !keep {
 		out = append(out, "Connection: close\r\n"...)
-	} else if req.Minor == 0 {
+	} else if minor == 0 {
 		out = append(out, "Connection: keep-alive\r\n"...)
 	}
 	return append(out, '\r', '\n')
@@ -364,8 +443,10 @@ func (x *Exchange) blame(err error, target *upstream.Conn) reason.Reason {
 	if x.Watch.Gone() {
 		return reason.ClientAborted
 	}
-	if why, ok := x.Watch.Main.Expired(); ok {
-		return why
+	for _, wait := range [...]*Wait{&x.Watch.Main, &x.Watch.Pump} {
+		if why, ok := wait.Expired(); ok {
+			return why
+		}
 	}
 	var r *reason.Refusal
 	if errors.As(err, &r) {

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"io"
 	"runtime/debug"
 	"time"
@@ -18,13 +19,15 @@ type pump struct {
 	done  chan error
 	err   error
 	ended bool
+	// early is set when the target answered before it had the whole body. Its connection is not used again (E22, E32).
+	early bool
 }
 
 // errTargetWrite says that the target takes no more of the body; its answer, if any, says why.
 type errTargetWrite struct{ error }
 
 // errStopped says that the exchange ended first.
-type errStopped struct{ error }
+var errStopped = errors.New("forward: the exchange ended before the request body")
 
 func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *upstream.Conn, pool *upstream.Pool) *pump {
 	p := &pump{x: x, done: make(chan error, 1)}
@@ -36,6 +39,7 @@ func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *ups
 				err = &reason.Refusal{Reason: reason.Internal, Found: "a panic: " + string(debug.Stack())}
 			}
 			x.Watch.Pump.Set(x.Watch.Clock, Free, 0)
+			x.Watch.Main.extend(x.Watch.Clock, AwaitTarget, pool.Response)
 			if _, ok := err.(*reason.Refusal); ok {
 				_ = target.Wire.SetDeadline(past) // the exchange must not go on waiting for an answer to half a request
 			}
@@ -84,9 +88,21 @@ func (x *Exchange) send(body *h1.Body, chunked bool, target *upstream.Conn, idle
 			if _, err := target.Write(out); err != nil {
 				return errTargetWrite{err}
 			}
+			w.Main.extend(w.Clock, ReadingTarget, idle) // progress: a target may answer little by little as it is sent more
 		}
 		if err == io.EOF {
 			return nil
+		}
+	}
+}
+
+// extend gives the wait a new deadline if it is still in phase p.
+func (w *Wait) extend(clock *Clock, p Phase, d time.Duration) {
+	word := (clock.ms.Load()+(d+Tick).Milliseconds())<<8 | int64(p)
+	for {
+		old := w.word.Load()
+		if old&(1<<8-1) != int64(p) || w.word.CompareAndSwap(old, word) {
+			return
 		}
 	}
 }
@@ -123,10 +139,9 @@ func (p *pump) finish() error {
 			_ = w.target.SetDeadline(past)
 		}
 		w.mu.Unlock()
-		if p.err = <-p.done; p.err != nil {
-			p.err = errStopped{p.err}
-		}
-		p.ended = true
+		<-p.done
+		// Also if it has just ended well: the target's deadline has passed, for whoever would be next too.
+		p.err, p.ended = errStopped, true
 		_ = w.Client.SetReadDeadline(time.Time{})
 	}
 	return p.err

@@ -24,6 +24,7 @@ const (
 	AwaitTarget                // the target's response head
 	ReadingTarget              // more of the target's response
 	WritingTarget              // the target to take bytes
+	Tunnelling                 // bytes from either side of a tunnel
 	Draining                   // the rest of what a client sends while its connection ends
 )
 
@@ -32,7 +33,7 @@ func (p Phase) Reason() reason.Reason {
 	switch p {
 	case Handshaking:
 		return reason.HandshakeTimeout
-	case Idle, Draining:
+	case Idle, Tunnelling, Draining:
 		return reason.IdleClosed
 	case ReadingHead:
 		return reason.HeaderTimeout
@@ -49,7 +50,7 @@ func (p Phase) Reason() reason.Reason {
 // Clock is a coarse clock that one goroutine moves on, so that setting a deadline costs no system call.
 type Clock struct{ ms atomic.Int64 }
 
-// Tick is how often the clock moves at least. Deadlines are up to one tick late, and never early.
+// Tick is how often the clock moves at least. Deadlines are up to two ticks late, and never early.
 const Tick = 250 * time.Millisecond
 
 // Set moves the clock to now.
@@ -138,7 +139,7 @@ func (w *Watch) Sweep(now time.Time, records bool) {
 			w.interrupt(p)
 		}
 	}
-	if w.Main.Phase() == AwaitTarget && w.Pump.Phase() == Free {
+	if p := w.Main.Phase(); (p == AwaitTarget || p == ReadingTarget) && w.Pump.Phase() == Free {
 		switch w.Client.Peek() {
 		case socket.Broken:
 			w.Abandon()
@@ -166,6 +167,13 @@ func (w *Watch) Abandon() {
 func (w *Watch) interrupt(p Phase) {
 	switch p {
 	case AwaitTarget, ReadingTarget, WritingTarget:
+		w.mu.Lock()
+		if w.target != nil {
+			_ = w.target.SetDeadline(past)
+		}
+		w.mu.Unlock()
+	case Tunnelling:
+		_ = w.Client.SetDeadline(past)
 		w.mu.Lock()
 		if w.target != nil {
 			_ = w.target.SetDeadline(past)

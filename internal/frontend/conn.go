@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -61,6 +63,7 @@ type conn struct {
 	rec      record.Request
 	exchange forward.Exchange
 	fragment []byte
+	head     bool // the request's method is HEAD; asked before its body may overwrite the head
 
 	// The host of the last request, so that a connection that asks for the same one again looks nothing up.
 	asked     *snapshot.Host
@@ -72,16 +75,24 @@ type conn struct {
 // next what only it can make, and every way out is recorded with one reason. docs/life-of-a-connection.md tells it in words.
 func (f *Frontend) serve(c *conn) {
 	defer f.end(c)
+	if !c.welcome() { // by address
+		return
+	}
 	switch c.listener.Protocol {
 	case snapshot.Passthrough:
 		c.passthrough()
 		return
-	case snapshot.HTTPS:
+	case snapshot.TCP:
+		c.bytes(c.listener.Upstream)
+		return
+	case snapshot.HTTPS, snapshot.TLSBytes:
 		if !c.handshake() { // verifies the client, every time
 			return
 		}
-	case snapshot.HTTP:
-		c.host = nil
+		if c.listener.Protocol == snapshot.TLSBytes {
+			c.bytes(c.host.Upstream)
+			return
+		}
 	}
 	c.prepare()
 	for serial := uint64(1); ; serial++ {
@@ -94,18 +105,44 @@ func (f *Frontend) serve(c *conn) {
 		result := c.exchangeOne() // read, canonical host, route, policy, permit, forward
 		c.rec.Reason = result.Reason
 		if !result.Answered && !c.watch.Gone() {
-			result.Keep = c.answer(result.Reason) && result.Keep
+			result.Keep = c.answer(result.Reason, result.Keep)
 		}
 		c.book.Request(&c.rec, c.ref, c.fragment)
 		switch {
 		case result.Cut:
 			c.cut()
 			return
-		case !result.Keep || f.draining.Load():
+		case f.draining.Load():
+			c.book.Ended(reason.Drained)
+			c.linger()
+			return
+		case !result.Keep:
 			c.linger()
 			return
 		}
 	}
+}
+
+// welcome reports whether the listener serves the client's address.
+func (c *conn) welcome() bool {
+	l := c.listener.Listener
+	if !l.LocalOnly && l.Sources == nil {
+		return true
+	}
+	addr, ok := c.sock.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return true // a Unix socket: its permissions decide
+	}
+	ip := addr.AddrPort().Addr().Unmap() // CVE-2024-24790: an IPv4 address in IPv6 clothes is that IPv4 address
+	if l.LocalOnly && ip.IsLoopback() || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return true
+	}
+	expected := "an address of this machine"
+	if !l.LocalOnly {
+		expected = fmt.Sprint(l.Sources)
+	}
+	c.book.Handshake(&record.Handshake{Ref: c.ref, Client: c.peer, Reason: reason.SourceRefused, Expected: expected, Found: ip.String()})
+	return false
 }
 
 // end closes a connection whatever happened to it.
@@ -135,8 +172,12 @@ func (c *conn) prepare() {
 	l := &c.listener.Limits
 	c.exchange = forward.Exchange{
 		Watch: &c.watch, Reader: &c.reader, Client: stream, Pools: c.f.pools,
-		Limits: forward.Limits{BodyIdle: l.BodyIdle, WriteIdle: l.WriteIdle}, Draining: c.f.draining.Load,
+		Limits: limitsOf(l), Draining: c.f.draining.Load,
 	}
+}
+
+func limitsOf(l *snapshot.Limits) forward.Limits {
+	return forward.Limits{BodyIdle: l.BodyIdle, WriteIdle: l.WriteIdle, TunnelIdle: l.TunnelIdle, Lifetime: l.Lifetime}
 }
 
 // awaitRequest waits for the first byte of the next request.
@@ -148,11 +189,17 @@ func (c *conn) awaitRequest() (bool, reason.Reason) {
 		}
 		return false, reason.ClientClosed
 	}
+	if c.f.draining.Load() {
+		// The sweep ends idle connections by their read deadline, and this one is not idle any more.
+		c.watch.Main.Set(c.watch.Clock, forward.ReadingHead, c.listener.Limits.Header)
+		_ = c.sock.SetReadDeadline(time.Time{})
+	}
 	return true, reason.Unset
 }
 
 // exchangeOne takes one request from its head to its answer. A Result without an answer is answered by the caller.
 func (c *conn) exchangeOne() forward.Result {
+	c.head = false
 	c.watch.Main.Set(c.watch.Clock, forward.ReadingHead, c.listener.Limits.Header)
 	if err := c.reader.ReadRequest(&c.req); err != nil {
 		c.rec.Keep(c.req.Method, c.req.Host, c.req.Path)
@@ -171,19 +218,25 @@ func (c *conn) exchangeOne() forward.Result {
 	}
 	req := &c.req
 	c.rec.Keep(req.Method, req.Host, req.Path)
+	c.head = req.IsHead()
 	permit, why := c.decide(req)
 	if why != reason.Unset {
-		if why == reason.ClientNoLongerTrusted {
-			return forward.Result{Reason: why}
-		}
-		// The head was understood, so where the next request begins is known if there is no body.
-		return forward.Result{Reason: why, Keep: req.KeepAlive && req.Framing == message.NoBody && why.Status() != 400 && why.Status() != 431}
+		return forward.Result{Reason: why, Keep: c.mayGoOn(why)}
 	}
 	result := c.exchange.Do(permit, req, &c.rec)
 	if !result.Answered {
-		result.Keep = req.KeepAlive && req.Framing == message.NoBody && c.rec.Reason.Row().Stage == reason.StageUpstream
+		result.Keep = c.mayGoOn(result.Reason)
 	}
 	return result
+}
+
+// mayGoOn reports whether another request may follow one that is refused for why: its head was understood and no body
+// follows, so where the next one begins is known, and the client did nothing that says it should not be listened to.
+func (c *conn) mayGoOn(why reason.Reason) bool {
+	stage, status := why.Row().Stage, why.Status()
+	_, expired := c.watch.Main.Expired() // nothing would end its waits any more
+	return c.req.KeepAlive && c.req.Framing == message.NoBody && !expired && !c.f.draining.Load() &&
+		(stage == reason.StageRoute || stage == reason.StageUpstream) && status != 400 && status != 431 && why != reason.ClientNoLongerTrusted
 }
 
 // decide finds the route of a request and asks policy for its permit, under the configuration in force now.
@@ -191,8 +244,22 @@ func (c *conn) decide(req *message.Request) (policy.Permit, reason.Reason) {
 	if why := c.stand(); why != reason.Unset {
 		return policy.Permit{}, why
 	}
+	if c.paged() {
+		c.rec.Expected, c.rec.Found = c.verdict.Expected, c.verdict.Found
+		return policy.Permit{}, c.verdict.Reason
+	}
 	host, why := c.requested(req)
 	if why != reason.Unset {
+		return policy.Permit{}, why
+	}
+	q := policy.Question{Serial: c.rec.Serial, Asked: host.Policy, Mode: host.Auth.Mode, Client: c.client}
+	if c.host != nil {
+		q.Connection = c.host.Policy
+	} else {
+		q.Connection = host.Policy // plain listeners have no server name, and no policy but off
+	}
+	// Once without a route: who may not ask for the host is not told which routes it has.
+	if _, why := policy.Decide(&q); why != reason.Unset {
 		return policy.Permit{}, why
 	}
 	path := req.Path
@@ -215,12 +282,11 @@ func (c *conn) decide(req *message.Request) (policy.Permit, reason.Reason) {
 		}
 		return policy.Permit{}, reason.PathUnsafe
 	}
-	q := policy.Question{Serial: c.rec.Serial, Asked: host.Policy, Mode: host.Auth.Mode, Client: c.client, Upstream: to.Upstream}
-	if c.host != nil {
-		q.Connection = c.host.Policy
-	} else {
-		q.Connection = host.Policy // plain listeners have no server name, and no policy but off
+	if req.WebSocketKey != nil && !to.WebSocket {
+		c.rec.Expected, c.rec.Found = "a route with upgrade: [websocket]", "one without"
+		return policy.Permit{}, reason.UpgradeRefused
 	}
+	q.Upstream = to.Upstream
 	return policy.Decide(&q)
 }
 
@@ -257,8 +323,9 @@ func (c *conn) stand() reason.Reason {
 	if version == c.version && !expired {
 		return reason.Unset
 	}
+	c.asked = nil
 	c.verdict = judge(&host.Auth, c.presented, c.rec.Start)
-	if !c.verdict.Accepted {
+	if !c.verdict.Accepted && host.Auth.Enforced() && !host.Auth.Page {
 		c.rec.Expected, c.rec.Found = c.verdict.Expected, c.verdict.Reason.String()+": "+c.verdict.Found
 		return reason.ClientNoLongerTrusted
 	}
@@ -270,7 +337,7 @@ func (c *conn) stand() reason.Reason {
 
 // current notes the limits of the configuration in force; what was read under older ones stays read.
 func (c *conn) current(l *active) {
-	c.exchange.Limits = forward.Limits{BodyIdle: l.Limits.BodyIdle, WriteIdle: l.Limits.WriteIdle}
+	c.exchange.Limits = limitsOf(&l.Limits)
 }
 
 // requested finds the host a request names, and renders the headers its targets get about this connection.
@@ -278,14 +345,21 @@ func (c *conn) requested(req *message.Request) (*snapshot.Host, reason.Reason) {
 	if c.asked != nil && bytes.Equal(req.Host, c.askedHost) {
 		return c.asked, reason.Unset
 	}
-	name, _, err := hostname.AppendCanonicalHost(c.scratch[:0], req.Host)
+	name, port, err := hostname.AppendCanonicalHost(c.scratch[:0], req.Host)
 	if err != nil {
 		c.rec.Detail = err.Error()
 		return nil, reason.HostInvalid
 	}
-	host := c.pub.listeners[c.entry.key].Host(name)
+	here := c.pub.listeners[c.entry.key]
+	host := here.Host(name)
 	if host == nil {
 		return nil, reason.HostUnknown
+	}
+	// A port that is not ours says nothing, ports may be mapped on the way; but if it is that of another listener which
+	// has the host too, the request is for that one, under its policy (A43).
+	if other := c.pub.ports[port]; port != 0 && port != here.port && other != nil && other.Protocol.Requests() && other.Host(name) != nil {
+		c.rec.Found = "the port of listener " + strconv.Quote(other.Name)
+		return nil, reason.PolicyMismatch
 	}
 	trailer, err := c.origin(host)
 	if err == nil {
@@ -295,7 +369,7 @@ func (c *conn) requested(req *message.Request) (*snapshot.Host, reason.Reason) {
 		c.rec.Fail(reason.IdentityTooLarge, err)
 		return nil, c.rec.Reason
 	}
-	c.exchange.Trailer = trailer
+	c.exchange.Trailer, c.exchange.Style = trailer, host.Style
 	c.asked, c.askedHost = host, append(c.askedHost[:0], req.Host...)
 	return host, reason.Unset
 }
@@ -320,25 +394,31 @@ func (c *conn) origin(host *snapshot.Host) ([]byte, error) {
 		b = append(b, port...)
 	}
 	b = append(b, '\r', '\n')
-	return c.client.AppendHeaders(b, host.Dialects)
+	b, dropped, err := host.Style.Append(b, c.client, identity.ForwardedCerts{})
+	if dropped {
+		c.f.log.Warn("the chain is too large for identity headers and was left out", "ref", c.ref, "host", host.Name)
+	}
+	return b, err
 }
 
-// answer writes the response for a request that was not forwarded, and reports whether the connection can go on.
-func (c *conn) answer(why reason.Reason) bool {
+// answer writes the response for a request that was not forwarded, and reports whether the connection can go on; keep
+// says whether it may.
+func (c *conn) answer(why reason.Reason, keep bool) bool {
 	row := why.Row()
 	if row.Status == 0 {
 		return false
 	}
 	c.rec.Status = row.Status
 	ref := c.ref + "-" + strconv.FormatUint(c.rec.Serial, 10)
+	if c.paged() {
+		return c.page(ref)
+	}
 	// What the client did wrong it is told; what is wrong behind us is not its business.
 	sentence := http.StatusText(row.Status)
 	if row.Fault == reason.FaultClient {
 		sentence = row.Code + ": " + row.Sentence
 	}
 	body := fmt.Sprintf("%d %s\nreference: %s\n", row.Status, sentence, ref)
-	keep := c.req.KeepAlive && (row.Stage == reason.StageRoute || row.Stage == reason.StageUpstream) && c.req.Framing == message.NoBody &&
-		row.Status != 400 && row.Status != 431 && why != reason.ClientNoLongerTrusted && !c.f.draining.Load()
 	b := fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nCache-Control: no-store\r\n",
 		row.Status, http.StatusText(row.Status), len(body))
 	if row.Status == http.StatusServiceUnavailable {
@@ -351,7 +431,7 @@ func (c *conn) answer(why reason.Reason) bool {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	b = append(b, '\r', '\n')
-	if !c.req.IsHead() {
+	if !c.head {
 		b = append(b, body...)
 	}
 	c.watch.Main.Set(c.watch.Clock, forward.WritingClient, c.listener.Limits.WriteIdle)
@@ -359,13 +439,42 @@ func (c *conn) answer(why reason.Reason) bool {
 	return keep && err == nil
 }
 
-// hangUp ends a connection between requests.
+// paged reports whether the client was let in only to be told that it is refused (on_failure: page).
+func (c *conn) paged() bool { return c.host != nil && c.host.Auth.Page && !c.verdict.Accepted }
+
+// page answers 403 in the form the client prefers: whether its certificate is missing or refused, a reference for whoever
+// can look it up, and nothing else.
+func (c *conn) page(ref string) bool {
+	code, sentence := "client_cert_refused", "The client certificate was refused."
+	if c.verdict.Reason == reason.ClientCertMissing {
+		code, sentence = "client_cert_missing", "A client certificate is required."
+	}
+	kind, body := "application/json", fmt.Sprintf("{\"status\":403,\"reason\":%q,\"reference\":%q}\n", code, ref)
+	for i := range c.req.Fields {
+		if f := &c.req.Fields[i]; message.EqualFold(f.Name, "accept") && bytes.Contains(f.Value, []byte("text/html")) {
+			kind, body = "text/html; charset=utf-8", fmt.Sprintf("<!doctype html>\n<html lang=\"en\"><title>403</title>\n<h1>%s</h1>\n<p>Reference: <code>%s</code></p>\n</html>\n", sentence, ref)
+		}
+	}
+	c.rec.Status = http.StatusForbidden
+	b := fmt.Appendf(nil, "HTTP/1.1 403 Forbidden\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n", kind, len(body))
+	if !c.head {
+		b = append(b, body...)
+	}
+	c.watch.Main.Set(c.watch.Clock, forward.WritingClient, c.listener.Limits.WriteIdle)
+	_, _ = c.exchange.Client.Write(b)
+	return false
+}
+
+// hangUp ends a connection between requests. That is no line in the log, but it is counted.
 func (c *conn) hangUp(why reason.Reason) {
 	if c.secure != nil {
 		c.watch.Main.Set(c.watch.Clock, forward.Draining, time.Second)
 		_ = c.secure.CloseWrite()
 	}
-	_ = why // an ordinary end; counted as a connection that closed
+	if c.f.draining.Load() {
+		why = reason.Drained
+	}
+	c.book.Ended(why)
 }
 
 // cut ends a connection so that what was sent last does not look complete.

@@ -29,7 +29,7 @@ import (
 type Config struct {
 	Book   *record.Book
 	Log    *slog.Logger
-	Listen func(network, address string) (net.Listener, error)
+	Listen func(address string) (net.Listener, error)
 	Dial   upstream.Dialer
 }
 
@@ -37,7 +37,7 @@ type Config struct {
 type Frontend struct {
 	book   *record.Book
 	log    *slog.Logger
-	listen func(network, address string) (net.Listener, error)
+	listen func(address string) (net.Listener, error)
 	pools  *upstream.Registry
 	clock  forward.Clock
 	table  table
@@ -57,6 +57,7 @@ type Frontend struct {
 type published struct {
 	*snapshot.Snapshot
 	listeners map[string]*active // by socket key
+	ports     map[uint16]*active
 }
 
 // active is a listener of a snapshot with what outlives it.
@@ -64,6 +65,7 @@ type active struct {
 	*snapshot.Listener
 	book *record.Listener
 	open *atomic.Int64
+	port uint16 // 0 for a Unix socket
 }
 
 // New makes a frontend that serves nothing yet, and starts its clock. Close it with Drain.
@@ -71,11 +73,7 @@ func New(c Config) *Frontend {
 	f := &Frontend{book: c.Book, log: c.Log, listen: c.Listen, pools: upstream.NewRegistry(c.Dial, c.Log),
 		socks: make(map[string]net.Listener), stop: make(chan struct{}), swept: make(chan struct{})}
 	if f.listen == nil {
-		lc := net.ListenConfig{KeepAlive: 30 * time.Second}
-		lc.SetMultipathTCP(false) // sandboxes that know TCP do not know MPTCP
-		f.listen = func(network, address string) (net.Listener, error) {
-			return lc.Listen(context.Background(), network, address)
-		}
+		f.listen = Listen
 	}
 	f.table.init()
 	f.clock.Set(time.Now())
@@ -100,7 +98,7 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 	if f.draining.Load() {
 		return errors.New("shutting down")
 	}
-	next := &published{Snapshot: s, listeners: make(map[string]*active)}
+	next := &published{Snapshot: s, listeners: make(map[string]*active), ports: make(map[uint16]*active)}
 	old := f.current.Load()
 	bound := make(map[string]net.Listener)
 	for _, l := range s.Listeners {
@@ -113,7 +111,7 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 		if f.socks[k] != nil {
 			continue
 		}
-		sock, err := f.listen("tcp", l.Address)
+		sock, err := f.listen(l.Address)
 		if err != nil {
 			for _, b := range bound {
 				b.Close()
@@ -121,6 +119,16 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 			return listenError(l, err)
 		}
 		bound[k] = sock
+	}
+	for k, a := range next.listeners {
+		sock := f.socks[k]
+		if sock == nil {
+			sock = bound[k]
+		}
+		if addr, ok := sock.Addr().(*net.TCPAddr); ok {
+			a.port = uint16(addr.Port)
+			next.ports[a.port] = a
+		}
 	}
 	retire := f.pools.Apply(s.Upstreams)
 	f.book.Log(s.Log)
@@ -275,7 +283,9 @@ func (f *Frontend) guard() {
 
 // Drain stops accepting, lets open exchanges finish, and closes what is left when ctx ends.
 func (f *Frontend) Drain(ctx context.Context) {
-	f.draining.Store(true)
+	if f.draining.Swap(true) {
+		return // once is enough
+	}
 	f.mu.Lock()
 	for _, sock := range f.socks {
 		sock.Close()
@@ -292,6 +302,7 @@ func (f *Frontend) Drain(ctx context.Context) {
 		n := 0
 		f.table.each(func(e *entry) {
 			n++
+			e.conn.book.Ended(reason.ShutdownForced)
 			e.conn.sock.Close()
 			e.conn.watch.Abandon()
 		})

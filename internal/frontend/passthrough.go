@@ -1,19 +1,18 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	"countersign/internal/forward"
 	"countersign/internal/hostname"
 	"countersign/internal/reason"
 	"countersign/internal/record"
-	"countersign/internal/socket"
 )
 
 // passthrough finds the server name in the ClientHello, and moves bytes between the client and the host's upstream
@@ -26,16 +25,12 @@ func (c *conn) passthrough() {
 		c.book.Handshake(&hs)
 	}()
 	fail := func(why reason.Reason, err error) {
-		hs.Reason = why
-		var r *reason.Refusal
-		if errors.As(err, &r) {
-			hs.Reason, hs.Expected, hs.Found, err = r.Reason, r.Expected, r.Found, r.Cause
-		}
-		if err != nil {
-			hs.Detail = bounded(err)
-		}
+		hs.Fail(why, err)
 		c.linger()
 	}
+
+	// unrecognized_name, fatal (RFC 6066 section 3): the client learns why, and nothing else.
+	unrecognized := func() { _, _ = c.sock.Write([]byte{21, 3, 1, 0, 2, 2, 112}) }
 
 	c.watch.Main.Set(c.watch.Clock, forward.Handshaking, c.listener.Limits.Handshake)
 	hello, sni, err := peek(c.sock)
@@ -43,6 +38,7 @@ func (c *conn) passthrough() {
 	if err != nil {
 		why := reason.HelloMalformed
 		var header tls.RecordHeaderError
+		var op *net.OpError
 		switch {
 		case errors.Is(err, errHelloTooLarge):
 			why = reason.HelloTooLarge
@@ -50,7 +46,7 @@ func (c *conn) passthrough() {
 			if why = reason.NotTLS; looksLikeHTTP(header.RecordHeader[:]) {
 				why = reason.PlainHTTPOnTLS
 			}
-		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read":
 			why = reason.HandshakeAborted
 		}
 		if _, timeout := c.watch.Main.Expired(); timeout {
@@ -61,6 +57,7 @@ func (c *conn) passthrough() {
 	}
 	if sni != "" {
 		if c.name, err = hostname.AppendCanonicalSNI(nil, []byte(sni)); err != nil {
+			unrecognized()
 			fail(reason.SNIInvalid, nil)
 			return
 		}
@@ -71,79 +68,47 @@ func (c *conn) passthrough() {
 		if sni == "" {
 			why = reason.SNIMissing
 		}
-		// unrecognized_name, fatal (RFC 6066 section 3): the client learns why, and nothing else.
-		_, _ = c.sock.Write([]byte{21, 3, 1, 0, 2, 2, 112})
+		unrecognized()
 		fail(why, nil)
 		return
 	}
-	hs.Host, hs.Upstream = host.Name, host.Upstream
+	hs.Kind, hs.Host, hs.Upstream = record.Tunnel, host.Name, host.Upstream
+	c.join(&hs, forward.Side{From: io.MultiReader(bytes.NewReader(hello), c.sock), Conn: c.sock, Wire: c.sock})
+}
 
-	pool := c.f.pools.Pool(host.Upstream)
+// bytes moves bytes between a client that has been let in and an upstream.
+func (c *conn) bytes(upstream string) {
+	start := time.Now()
+	hs := record.Handshake{Kind: record.Tunnel, Ref: c.ref, Client: c.peer, SNI: c.sni, Upstream: upstream, Identity: c.client}
+	client := forward.Side{From: c.sock, Conn: c.sock, Wire: c.sock}
+	if c.secure != nil {
+		client.From, client.Conn, hs.Host = c.secure, c.secure, c.host.Name
+	}
+	c.join(&hs, client)
+	hs.Duration = time.Since(start)
+	c.book.Handshake(&hs)
+}
+
+// join connects client to a target of the upstream that hs names, and notes there how it ended.
+func (c *conn) join(hs *record.Handshake, client forward.Side) {
+	pool := c.f.pools.Pool(hs.Upstream)
 	if pool == nil {
-		fail(reason.UpstreamUnknown, nil)
+		hs.Fail(reason.UpstreamUnknown, nil)
+		c.linger()
 		return
 	}
 	c.watch.Main.Set(c.watch.Clock, forward.Connecting, 0)
-	target, err := pool.Acquire(context.Background())
+	target, err := pool.Fresh(context.Background())
 	if err != nil {
-		fail(reason.UpstreamConnectFailed, err)
+		hs.Fail(reason.UpstreamConnectFailed, err)
+		c.linger()
 		return
 	}
 	defer target.Discard()
 	hs.TargetAddr = target.Target.Address
-	if _, err := target.Write(hello); err != nil {
-		fail(reason.UpstreamClosed, err)
-		return
-	}
-	c.tunnel(target.Wire)
-	hs.Reason, hs.BytesIn, hs.BytesOut = reason.PassthroughClosed, c.sock.In, c.sock.Out
-	if why, ok := c.watch.Main.Expired(); ok {
-		hs.Reason = why
-	}
-}
-
-// tunnel copies both ways until both sides have ended, passing on the end of each side, or until nothing has moved for
-// the idle time.
-func (c *conn) tunnel(target *socket.Conn) {
-	idle := c.listener.Limits.Idle
-	c.watch.Main.Set(c.watch.Clock, forward.Idle, idle)
-	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		defer c.f.guard()
-		c.copy(c.sock, target, idle)
-	}()
-	c.copy(target, c.sock, idle)
-	wg.Wait()
-}
-
-var copies = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
-
-// copy moves bytes from src to dst and then ends dst's write side. An error on either side ends both.
-func (c *conn) copy(dst, src *socket.Conn, idle time.Duration) {
-	buf := copies.Get().(*[]byte)
-	defer copies.Put(buf)
-	for {
-		n, err := src.Read(*buf)
-		if n > 0 {
-			c.watch.Main.Set(c.watch.Clock, forward.Idle, idle)
-			if _, werr := dst.Write((*buf)[:n]); werr != nil {
-				err = werr
-			}
-		}
-		switch {
-		case err == nil:
-		case err == io.EOF:
-			_ = dst.CloseWrite()
-			return
-		default:
-			past := time.Unix(1, 0)
-			_ = dst.SetDeadline(past)
-			_ = src.SetDeadline(past)
-			return
-		}
-	}
+	limits := &c.listener.Limits
+	hs.Reason, hs.BytesIn, hs.BytesOut = forward.Join(&c.watch, client, forward.Side{From: target, Conn: target.Conn, Wire: target.Wire},
+		limits.TunnelIdle, limits.Lifetime)
 }
 
 // maxHello bounds what is read before the server name is known.

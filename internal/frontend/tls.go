@@ -49,6 +49,13 @@ func (c *conn) handshake() bool {
 	}
 	hs.Cipher, hs.Group, hs.Resumed = tls.CipherSuiteName(state.CipherSuite), state.CurveID.String(), state.DidResume
 	hs.Reason = reason.Completed
+	if !c.verdict.Accepted {
+		hs.Verdict = c.verdict.Reason
+		if c.host.Auth.Page { // let in only to be told why
+			c.describe(&hs)
+			hs.Proven = true
+		}
+	}
 	c.sock.Mute, c.sock.MuteOnRead = false, false
 	// Only now has the client proven that it holds the key of the certificate it showed.
 	c.identify()
@@ -66,7 +73,7 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	l := c.listener.Listener
 	conf := &tls.Config{
 		MinVersion: l.TLS.MinVersion, CipherSuites: l.TLS.Ciphers, CurvePreferences: l.TLS.Groups,
-		NextProtos: []string{"http/1.1"},
+		NextProtos: protocols(c.listener.Protocol),
 		// Explicit, and for every host: a configuration without keys of its own would use the parent's, which are the
 		// same for all hosts (A04).
 		SessionTicketsDisabled: true,
@@ -98,24 +105,29 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if host.Auth.Mode == policy.Off {
 		return conf, nil
 	}
-	// Neither mode lets crypto/tls verify: one verifier decides, with reasons, on full and on resumed handshakes.
+	// No mode lets crypto/tls verify: one verifier decides, with reasons, on full and on resumed handshakes.
 	conf.ClientAuth = tls.RequestClientCert
-	if host.Auth.Mode == policy.Require && !host.Auth.Reset {
+	if host.Auth.Mode == policy.Require && !host.Auth.Reset && !host.Auth.Page {
 		conf.ClientAuth = tls.RequireAnyClientCert // so that a missing certificate gets the alert made for it
 	}
 	conf.ClientCAs = host.Auth.Hints
 	conf.VerifyConnection = func(cs tls.ConnectionState) error {
 		c.presented = cs.PeerCertificates
 		c.verdict = judge(&host.Auth, c.presented, time.Now())
-		if !c.verdict.Accepted {
+		if !c.verdict.Accepted && host.Auth.Enforced() && !host.Auth.Page {
 			return errRefused
-		}
-		if cs.Version < tls.VersionTLS13 { // which still has its Finished to send
-			c.sock.Mute = false
 		}
 		return nil
 	}
 	return conf, nil
+}
+
+// protocols are what a listener speaks inside TLS (ALPN); nil takes whatever the client offers.
+func protocols(p snapshot.Protocol) []string {
+	if p == snapshot.HTTPS {
+		return []string{"http/1.1", "http/1.0"}
+	}
+	return nil
 }
 
 // judge is the only place where a client is verified: at the handshake, and again when the policy it was accepted under
@@ -124,6 +136,8 @@ func judge(auth *snapshot.ClientAuth, presented []*x509.Certificate, now time.Ti
 	switch {
 	case auth.Mode == policy.Off:
 		return trust.Verdict{Accepted: true}
+	case auth.Mode == policy.PassthroughChain:
+		return trust.Verdict{Reason: reason.NotVerified}
 	case len(presented) > 0:
 		return auth.Store.Verify(presented, now)
 	case auth.Mode == policy.Request:
@@ -132,11 +146,27 @@ func judge(auth *snapshot.ClientAuth, presented []*x509.Certificate, now time.Ti
 	return trust.Verdict{Reason: reason.ClientCertMissing, Expected: "a client certificate", Found: "none"}
 }
 
+// describe notes in hs why the client was refused.
+func (c *conn) describe(hs *record.Handshake) {
+	v := &c.verdict
+	if len(c.presented) > 0 {
+		hs.Leaf = c.presented[0]
+	}
+	hs.Reason, hs.At, hs.Depth, hs.Expected, hs.Found, hs.Detail = v.Reason, v.At, v.Depth, v.Expected, v.Found, ""
+	if v.Cause != nil {
+		hs.Detail = bounded(v.Cause)
+	}
+}
+
 // identify derives the client from the verdict in force.
 func (c *conn) identify() {
 	c.identityErr = nil
 	c.validUntil = time.Time{}
 	switch {
+	case c.host != nil && c.host.Auth.Mode == policy.PassthroughChain:
+		c.client = identity.PassthroughChain(c.presented)
+	case !c.verdict.Accepted:
+		c.client = identity.Unverified(c.presented, c.verdict.Reason)
 	case len(c.verdict.Chain) > 0:
 		id, err := identity.FromChain(c.verdict.Chain)
 		if err != nil {
@@ -144,7 +174,11 @@ func (c *conn) identify() {
 			return
 		}
 		c.client = identity.Present(id)
+		now := time.Now()
 		for _, cert := range c.verdict.Chain {
+			if cert.NotAfter.Before(now) {
+				continue // allowed by accept.expired_leaf: it would be verified again at every request
+			}
 			if c.validUntil.IsZero() || cert.NotAfter.Before(c.validUntil) {
 				c.validUntil = cert.NotAfter
 			}
@@ -165,8 +199,11 @@ var alerts = []struct {
 	{"client didn't provide a certificate", reason.ClientCertMissing},
 	{"failed to parse client certificate", reason.ClientCertUnparsable},
 	{"client certificate contains an unsupported public key", reason.ClientCertWeakKey},
+	{"client sent certificate containing RSA key larger than", reason.ClientCertWeakKey},
 	{"invalid signature by the client certificate", reason.PossessionNotProven},
 	{"client certificate used with invalid signature algorithm", reason.PossessionNotProven},
+	// OpenSSL sends its alert about our certificate in clear, where crypto/tls expects an encrypted record.
+	{"bad record MAC", reason.ClientAlert},
 	{"client offered only unsupported versions", reason.TLSVersionUnsupported},
 	{"no cipher suite supported by both", reason.NoCommonCipher},
 	{"peer doesn't support any of the certificate's signature algorithms", reason.NoCommonSignature},
@@ -187,11 +224,7 @@ func (c *conn) explain(hs *record.Handshake, err error) {
 		}
 		hs.Detail = ""
 	case !c.verdict.Accepted && c.verdict.Reason != reason.Unset:
-		v := &c.verdict
-		hs.Reason, hs.At, hs.Depth, hs.Expected, hs.Found, hs.Detail = v.Reason, v.At, v.Depth, v.Expected, v.Found, ""
-		if v.Cause != nil {
-			hs.Detail = bounded(v.Cause)
-		}
+		c.describe(hs)
 	case c.early != reason.Unset:
 		hs.Reason, hs.Detail = c.early, ""
 	case errors.As(err, &header):
@@ -201,8 +234,8 @@ func (c *conn) explain(hs *record.Handshake, err error) {
 		}
 	case errors.As(err, &op) && op.Op == "remote error":
 		hs.Reason = reason.ClientAlert
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op):
-		hs.Reason = reason.HandshakeAborted
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || op != nil && op.Op != "local error":
+		hs.Reason = reason.HandshakeAborted // a local error is our own alert: the client did something wrong, but not that
 	default:
 		for _, a := range alerts {
 			if strings.Contains(err.Error(), a.text) {

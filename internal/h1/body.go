@@ -87,7 +87,7 @@ func (b *Body) Read(p []byte) (int, error) {
 	}
 	n, err := b.read(p)
 	b.total += int64(n)
-	if err == nil && b.limit > 0 && b.total > b.limit {
+	if (err == nil || err == io.EOF) && b.limit > 0 && b.total > b.limit {
 		err = refuse(reason.BodyTooLarge, "", "")
 	}
 	b.err = err
@@ -121,6 +121,15 @@ func (b *Body) read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
+}
+
+// Read reads what is buffered and then the connection itself, for connections that stop being HTTP. It gives the buffer
+// back when that is empty.
+func (d *Reader) Read(p []byte) (int, error) {
+	if d.Buffered() == 0 {
+		d.Release()
+	}
+	return d.read(p)
 }
 
 // read takes buffered bytes first and then reads directly into p.
@@ -230,7 +239,10 @@ func (b *Body) step(line []byte) error {
 	return nil
 }
 
-// chunkLine reads one CR LF line of at most 4 KiB and consumes it.
+// maxChunkLine bounds a line of the chunked coding, without its line end.
+const maxChunkLine = smallBuffer - 64
+
+// chunkLine reads one CR LF line of at most maxChunkLine bytes and consumes it.
 func (d *Reader) chunkLine(bad reason.Reason) ([]byte, error) {
 	seen := 0
 	for {
@@ -238,6 +250,9 @@ func (d *Reader) chunkLine(bad reason.Reason) ([]byte, error) {
 			b := (*d.buf)[d.r:d.w]
 			if i := bytes.IndexByte(b[seen:], '\n'); i >= 0 {
 				end := seen + i
+				if end > maxChunkLine {
+					return nil, refuse(bad, "a chunk line of at most 4 KiB", "a longer one")
+				}
 				if end == 0 || b[end-1] != '\r' {
 					return nil, refuse(bad, "line ends of CR LF", "a bare LF")
 				}
@@ -248,7 +263,7 @@ func (d *Reader) chunkLine(bad reason.Reason) ([]byte, error) {
 				d.r += end + 1
 				return line, nil
 			}
-			if seen = len(b); seen >= smallBuffer-64 {
+			if seen = len(b); seen > maxChunkLine {
 				return nil, refuse(bad, "a chunk line of at most 4 KiB", "a longer one")
 			}
 		}

@@ -32,7 +32,13 @@ func (d *Reader) ReadRequest(req *message.Request) error {
 	if req.Fields, err = fields(req.Fields, rest, d.limits.Fields, reason.BadHeader); err != nil {
 		return err
 	}
-	return requestFacts(req)
+	if err := requestFacts(req); err != nil {
+		return err
+	}
+	if d.limits.BodyBytes > 0 && req.ContentLength > d.limits.BodyBytes {
+		return refuse(reason.BodyTooLarge, "", "") // before anything of it is passed on
+	}
+	return nil
 }
 
 // requestLine parses METHOD SP target SP HTTP/1.x (RFC 9112 section 3) with exactly one space each.
@@ -211,7 +217,13 @@ func requestFacts(req *message.Request) error {
 		}
 	}
 	// An offer of h2c may be ignored (RFC 9110 section 7.8); other upgrades would leave the client waiting.
-	if upgrade > 0 && !message.EqualFold(upgradeValue, "h2c") {
+	switch {
+	case upgrade == 0 || upgrade == 1 && message.EqualFold(upgradeValue, "h2c"):
+	case upgrade == 1 && message.EqualFold(upgradeValue, "websocket"):
+		if req.WebSocketKey = webSocketKey(req); req.WebSocketKey == nil {
+			return refuse(reason.UpgradeRefused, "a WebSocket request as in RFC 6455 section 4.1", "one that differs")
+		}
+	default:
 		return refuse(reason.UpgradeRefused, "", "")
 	}
 	if expect > 0 {
@@ -223,9 +235,56 @@ func requestFacts(req *message.Request) error {
 	return nil
 }
 
+// webSocketKey returns the key of a request that meets every condition of RFC 6455 section 4.2.1, and nil of any other.
+func webSocketKey(req *message.Request) (key []byte) {
+	keys, versions, upgrades := 0, 0, false
+	version13 := false
+	for i := range req.Fields {
+		f := &req.Fields[i]
+		switch {
+		case message.EqualFold(f.Name, "sec-websocket-key"):
+			keys++
+			key = f.Value
+		case message.EqualFold(f.Name, "sec-websocket-version"):
+			versions++
+			version13 = string(f.Value) == "13"
+		case message.EqualFold(f.Name, "connection"):
+			upgrades = upgrades || HasToken(f.Value, "upgrade")
+		}
+	}
+	// The key is the base64 of 16 bytes: 22 characters and two of padding.
+	if string(req.Method) != "GET" || req.Minor != 1 || req.Framing != message.NoBody || keys != 1 || versions != 1 || !version13 || !upgrades ||
+		len(key) != 24 || string(key[22:]) != "==" {
+		return nil
+	}
+	for _, c := range key[:22] {
+		if !(c-'a' < 26 || c-'A' < 26 || c-'0' < 10 || c == '+' || c == '/') {
+			return nil
+		}
+	}
+	return key
+}
+
+// HasToken reports whether a comma-separated list has a token, which is given in lower case.
+func HasToken(list []byte, token string) bool {
+	for len(list) > 0 {
+		var tok []byte
+		if c := bytes.IndexByte(list, ','); c >= 0 {
+			tok, list = list[:c], list[c+1:]
+		} else {
+			tok, list = list, nil
+		}
+		if message.EqualFold(bytes.Trim(tok, " \t"), token) {
+			return true
+		}
+	}
+	return false
+}
+
 // connectionTokens applies the Connection field: close and keep-alive, and marks the fields it names as hop-by-hop.
 // A client must not use it to have fields removed that carry identity, routing or framing (D02).
 func connectionTokens(h *message.Head, client bool) error {
+	closes := false
 	for i := range h.Fields {
 		if !message.EqualFold(h.Fields[i].Name, "connection") {
 			continue
@@ -237,11 +296,11 @@ func connectionTokens(h *message.Head, client bool) error {
 			} else {
 				tok, rest = rest, nil
 			}
-			tok = bytes.TrimSpace(tok)
+			tok = bytes.Trim(tok, " \t")
 			switch {
-			case len(tok) == 0:
+			case !isToken(tok): // names no field; EqualFold below would also match beyond ASCII
 			case message.EqualFold(tok, "close"):
-				h.KeepAlive = false
+				closes = true
 			case message.EqualFold(tok, "keep-alive"):
 				if h.Minor == 0 {
 					h.KeepAlive = true
@@ -256,6 +315,9 @@ func connectionTokens(h *message.Head, client bool) error {
 				}
 			}
 		}
+	}
+	if closes { // whatever else is said (RFC 9112 section 9.3)
+		h.KeepAlive = false
 	}
 	return nil
 }

@@ -141,11 +141,11 @@ func (d *Reader) head(tooLarge, bad reason.Reason) ([]byte, error) {
 					break
 				}
 				end := seen + i
+				if end+1 > d.limits.HeadBytes { // first, so that the answer does not depend on how the bytes were cut
+					return nil, refuse(tooLarge, "", "")
+				}
 				if end == line || b[end-1] != '\r' {
 					return nil, refuse(bad, "line ends of CR LF", "a bare LF")
-				}
-				if end+1 > d.limits.HeadBytes {
-					return nil, refuse(tooLarge, "", "")
 				}
 				if end-line == 1 {
 					d.r += end + 1

@@ -46,6 +46,8 @@ type Request struct {
 	Host []byte
 	// Expect100 is set when the client waits for 100 (Continue) before it sends the body.
 	Expect100 bool
+	// WebSocketKey is the key of a valid request to switch to WebSocket (RFC 6455 section 4.2.1), nil for any other request.
+	WebSocketKey []byte
 }
 
 // Reset empties r and keeps its storage.

@@ -15,6 +15,11 @@ const (
 	Off     Mode = iota + 1 // nobody is asked
 	Request                 // asked; a certificate that is sent must verify
 	Require                 // a certificate that verifies must be sent
+
+	// RequestUnverified asks and lets in whoever comes: the verdict is recorded and told, never enforced.
+	RequestUnverified
+	// PassthroughChain asks and hands on what was sent, without a verdict.
+	PassthroughChain
 )
 
 // String returns the mode's name in the configuration.
@@ -26,6 +31,10 @@ func (m Mode) String() string {
 		return "request"
 	case Require:
 		return "require"
+	case RequestUnverified:
+		return "request_unverified"
+	case PassthroughChain:
+		return "passthrough_chain"
 	}
 	return "none"
 }
@@ -72,7 +81,7 @@ func Decide(q *Question) (Permit, reason.Reason) {
 		return Permit{}, reason.PolicyMismatch
 	}
 	switch q.Mode {
-	case Off, Request:
+	case Off, Request, RequestUnverified, PassthroughChain:
 	case Require:
 		if _, verified := q.Client.Identity(); !verified {
 			return Permit{}, reason.ClientNoLongerTrusted

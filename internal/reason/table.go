@@ -4,14 +4,8 @@ package reason
 const (
 	Unset Reason = iota
 
-	// Good ends.
-	Completed
-	ClientClosed
-	IdleClosed
-	Drained
-	PassthroughClosed
-
 	// Accept.
+	SourceRefused
 	ConnectionLimit
 	Overloaded
 
@@ -59,6 +53,7 @@ const (
 	ClientCertInvalid
 	ClientCertRevoked
 	ClientIssuerRevoked
+	NotVerified
 	CRLMissing
 	CRLStale
 
@@ -109,10 +104,16 @@ const (
 	IdentityTooLarge
 
 	// Forward.
+	Completed
+	ClientClosed
+	IdleClosed
+	TunnelClosed
+	LifetimeReached
 	ClientAborted
 	WriteTimeout
 
 	// Operator.
+	Drained
 	ShutdownForced
 	Internal
 
@@ -123,12 +124,15 @@ var table = [count]Row{
 	Unset: {Code: "unset", Stage: StageOperator, Fault: FaultSelf, Status: 500,
 		Sentence: "no stage decided how this ended", Next: "report this as a bug with the log line"},
 
-	Completed:         {Code: "completed", Stage: StageForward, Fault: FaultNone, Sentence: "the request was answered in full"},
-	ClientClosed:      {Code: "client_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the client closed the connection between requests"},
-	IdleClosed:        {Code: "idle_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the connection was idle longer than limits.idle and was closed"},
-	Drained:           {Code: "drained", Stage: StageOperator, Fault: FaultNone, Sentence: "the connection ended because the listener is draining"},
-	PassthroughClosed: {Code: "passthrough_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the passed-through connection ended"},
+	Completed:       {Code: "completed", Stage: StageForward, Fault: FaultNone, Sentence: "the request was answered in full"},
+	ClientClosed:    {Code: "client_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the client closed the connection between requests"},
+	IdleClosed:      {Code: "idle_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the connection was idle longer than limits.idle and was closed"},
+	Drained:         {Code: "drained", Stage: StageOperator, Fault: FaultNone, Sentence: "the connection ended because the listener is draining"},
+	TunnelClosed:    {Code: "tunnel_closed", Stage: StageForward, Fault: FaultNone, Sentence: "both sides of the tunnel ended it"},
+	LifetimeReached: {Code: "lifetime_reached", Stage: StageForward, Fault: FaultNone, Sentence: "the tunnel was as old as limits.lifetime allows and was closed"},
 
+	SourceRefused: {Code: "source_refused", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "the listener does not serve the client's address", Next: "add the address to the listener's sources if it should be served"},
 	ConnectionLimit: {Code: "connection_limit", Stage: StageAccept, Fault: FaultOperator,
 		Sentence: "the listener already has limits.connections connections", Next: "raise limits.connections of the listener, or find out who holds them"},
 	Overloaded: {Code: "overloaded", Stage: StageAccept, Fault: FaultOperator, Status: 503,
@@ -217,6 +221,8 @@ var table = [count]Row{
 		Sentence: "the client certificate is revoked", Next: "issue the client a new certificate, if it should still have one"},
 	ClientIssuerRevoked: {Code: "client_issuer_revoked", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertCrlHit",
 		Sentence: "a CA certificate of the chain is revoked", Next: "issue the client a certificate under another CA"},
+	NotVerified: {Code: "not_verified", Stage: StageHandshake, Fault: FaultOperator,
+		Sentence: "the client's certificate was not verified, as mode passthrough_chain asks", Next: "let the backend verify it, or use mode require"},
 	CRLMissing: {Code: "crl_missing", Stage: StageHandshake, Fault: FaultOperator, Status: 400, ALB: "ClientCertCrlProcessingError",
 		Sentence: "the trust store checks revocation, but has no list of this certificate's issuer", Next: "add the issuer's CRL to revocation.crls, or set revocation.missing"},
 	CRLStale: {Code: "crl_stale", Stage: StageHandshake, Fault: FaultOperator, Status: 400, ALB: "ClientCertCrlProcessingError",
@@ -272,7 +278,7 @@ var table = [count]Row{
 	RouteNotFound: {Code: "route_not_found", Stage: StageRoute, Fault: FaultClient, Status: 404,
 		Sentence: "no route of the host matches the path", Next: "add a route, or one without match as the last"},
 	ClientNoLongerTrusted: {Code: "client_no_longer_trusted", Stage: StageRoute, Fault: FaultClient, Status: 403,
-		Sentence: "the client was accepted when it connected, but is refused by the policy in force now", Next: "see detail for the new verdict; reconnect with a certificate that is accepted"},
+		Sentence: "the client was accepted when it connected, but is refused by the policy in force now", Next: "see found for the new verdict; reconnect with a certificate that is accepted"},
 	PermitRefused: {Code: "permit_refused", Stage: StageRoute, Fault: FaultSelf, Status: 500,
 		Sentence: "a request reached forwarding without a permit of its own", Next: "report this as a bug with the log line"},
 	LoopDetected: {Code: "loop_detected", Stage: StageRoute, Fault: FaultOperator, Status: 508,

@@ -40,6 +40,7 @@ type Book struct {
 	requests    *prometheus.CounterVec
 	durations   *prometheus.HistogramVec
 	connections *prometheus.GaugeVec
+	ends        *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
 	panics      prometheus.Counter
 }
@@ -59,18 +60,20 @@ func NewBook(out io.Writer) *Book {
 		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "countersign_handshakes_total",
 			Help: "Ended handshakes by listener and reason; reason completed is an accepted one."}, []string{"listener", "reason"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "countersign_requests_total",
-			Help: "Ended requests by listener and reason."}, []string{"listener", "reason"}),
+			Help: "Ended requests, and connections without requests, by listener and reason."}, []string{"listener", "reason"}),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "countersign_request_duration_seconds",
 			Help:    "Time from the first byte of a request to the end of its response.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"listener"}),
 		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "countersign_connections",
 			Help: "Open client connections."}, []string{"listener"}),
+		ends: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "countersign_connection_ends_total",
+			Help: "Connections that ended between requests, by listener and reason."}, []string{"listener", "reason"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "countersign_bytes_total",
 			Help: "Bytes on the wire by listener and direction (in: from clients)."}, []string{"listener", "direction"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{Name: "countersign_panics_total",
 			Help: "Panics caught; each is a bug, and ended one connection."}),
 	}
-	b.Registry.MustRegister(b.dropped, b.handshakes, b.requests, b.durations, b.connections, b.bytes, b.panics)
+	b.Registry.MustRegister(b.dropped, b.handshakes, b.requests, b.durations, b.connections, b.ends, b.bytes, b.panics)
 	go b.write()
 	return b
 }
@@ -183,19 +186,25 @@ func (l *Listener) Closed(in, out int64) {
 	l.out.Add(float64(out))
 }
 
+// Ended counts a connection that ended between requests.
+func (l *Listener) Ended(why reason.Reason) {
+	l.book.ends.WithLabelValues(l.name, why.String()).Inc()
+}
+
 // Handshake records the end of a handshake. Accepted ones are logged too unless log.requests is none or refused.
 func (l *Listener) Handshake(h *Handshake) {
-	l.handshakes[h.Reason].Inc()
+	if h.Kind == Tunnel {
+		l.requests[h.Reason].Inc()
+		l.duration.Observe(h.Duration.Seconds())
+	} else {
+		l.handshakes[h.Reason].Inc()
+	}
 	if h.Reason.Good() && Which(l.book.which.Load()) != All {
 		return
 	}
 	h.Listener = l.name
-	kind := "handshake"
-	if h.Upstream != "" {
-		kind = "passthrough"
-	}
 	now := time.Now()
-	l.book.line(func(b []byte) []byte { return h.append(b, now, kind) })
+	l.book.line(func(b []byte) []byte { return h.append(b, now) })
 }
 
 // Request records the end of a request. ref and fragment are the connection's.

@@ -13,8 +13,18 @@ import (
 	"countersign/internal/reason"
 )
 
-// Handshake is the record of a connection's beginning.
+// Kind is what a record of a connection is about.
+type Kind uint8
+
+// The kinds. The zero value is the end of a handshake.
+const (
+	Begun  Kind = iota // the handshake
+	Tunnel             // a connection whose bytes were moved, at its end
+)
+
+// Handshake is the record of a connection: of its handshake, or of its end where it has no requests.
 type Handshake struct {
+	Kind       Kind
 	Ref        string
 	Listener   string
 	Client     string
@@ -22,6 +32,8 @@ type Handshake struct {
 	Host       string
 	Policy     string // mode of the host
 	Reason     reason.Reason
+	Verdict    reason.Reason // on the client's certificate, where it was not accepted and the client was let in all the same
+	Proven     bool          // the client holds the key of the certificate at fault
 	Version    string
 	Cipher     string
 	Group      string
@@ -31,6 +43,7 @@ type Handshake struct {
 	Store      string // trust store and the version of its content
 	StoreVer   string
 	Identity   identity.Client
+	Leaf       *x509.Certificate // the client's own, of a client that was refused
 	At         *x509.Certificate // the certificate at fault
 	Depth      int
 	Expected   string
@@ -40,6 +53,17 @@ type Handshake struct {
 	Upstream   string
 	BytesIn    int64
 	BytesOut   int64
+}
+
+// Fail notes err as the end of the connection; a *reason.Refusal brings its own reason.
+func (h *Handshake) Fail(why reason.Reason, err error) {
+	h.Reason = why
+	if ref, ok := err.(*reason.Refusal); ok {
+		h.Reason, h.Expected, h.Found, err = ref.Reason, ref.Expected, ref.Found, ref.Cause
+	}
+	if err != nil {
+		h.Detail = err.Error()
+	}
 }
 
 // Request is the record of one request. Its byte slices keep their storage from request to request.
@@ -53,7 +77,8 @@ type Request struct {
 	Reason     reason.Reason
 	Upstream   string
 	Target     string
-	Reused     bool
+	Reused     bool          // of the connection to the target
+	Retried    bool          // a used connection turned out to be closed, and another was tried
 	BytesIn    int64         // request body
 	BytesOut   int64         // response body
 	TargetTime time.Duration // until the target's response head
@@ -194,6 +219,9 @@ func (r *Request) append(b []byte, now time.Time, ref string, fragment []byte) [
 		if r.Reused {
 			b = append(b, `,"target_reused":true`...)
 		}
+		if r.Retried {
+			b = append(b, `,"retried":true`...)
+		}
 		b = number(b, "target_us", r.TargetTime.Microseconds())
 	}
 	b = number(b, "bytes_in", r.BytesIn)
@@ -202,7 +230,11 @@ func (r *Request) append(b []byte, now time.Time, ref string, fragment []byte) [
 	return end(b, r.Reason, r.Expected, r.Found, r.Detail)
 }
 
-func (h *Handshake) append(b []byte, now time.Time, kind string) []byte {
+func (h *Handshake) append(b []byte, now time.Time) []byte {
+	kind := "handshake"
+	if h.Kind == Tunnel {
+		kind = "tunnel"
+	}
 	b = begin(b, now, kind, h.Ref)
 	b = text(b, "listener", h.Listener)
 	b = text(b, "client", h.Client)
@@ -211,6 +243,9 @@ func (h *Handshake) append(b []byte, now time.Time, kind string) []byte {
 	}
 	b = text(b, "host", h.Host)
 	b = text(b, "client_auth", h.Policy)
+	if h.Verdict != reason.Unset {
+		b = text(b, "verdict", h.Verdict.String())
+	}
 	b = text(b, "tls", h.Version)
 	b = text(b, "cipher", h.Cipher)
 	b = text(b, "group", h.Group)
@@ -222,17 +257,21 @@ func (h *Handshake) append(b []byte, now time.Time, kind string) []byte {
 	b = text(b, "trust_store_version", h.StoreVer)
 	b = text(b, "upstream", h.Upstream)
 	b = text(b, "target", h.TargetAddr)
-	if kind == "passthrough" {
+	if h.Kind == Tunnel {
 		b = number(b, "bytes_in", h.BytesIn)
 		b = number(b, "bytes_out", h.BytesOut)
 	}
 	b = number(b, "duration_us", h.Duration.Microseconds())
 	if who, ok := h.Identity.Identity(); ok {
 		b = certificate(key(b, "client_certificate"), who.Leaf(), 0)
+	} else if h.Leaf != nil && h.Leaf != h.At {
+		b = certificate(key(b, "client_certificate"), h.Leaf, 0)
 	}
 	if h.At != nil {
 		b = certificate(key(b, "certificate_at_fault"), h.At, h.Depth)
-		// A refused handshake ends before the client had to prove that it holds the key (crypto/tls calls us first).
+	}
+	// A refused handshake ends before the client had to prove that it holds the key (crypto/tls calls us first).
+	if (h.Leaf != nil || h.At != nil) && !h.Proven {
 		b = text(b, "possession", "not proven")
 	}
 	return end(b, h.Reason, h.Expected, h.Found, h.Detail)

@@ -19,7 +19,7 @@ import (
 )
 
 var hostile = []string{
-	"\"}\n{\"level\":\"fatal\"}", "\x1b[31mred\x1b[0m", "nul\x00byte", strings.Repeat("\"", 64<<10), "\xff\xfe", "‮right to left", "back\\slash",
+	"\"}\n{\"level\":\"fatal\"}", "\x1b[31mred\x1b[0m", "nul\x00byte", strings.Repeat("\"", 64<<10), "\xff\xfe", "\u202eright to left", "back\\slash",
 }
 
 type sink struct {
@@ -48,7 +48,7 @@ func TestHostileText(t *testing.T) {
 			id, _ := identity.FromChain([]*x509.Certificate{cert, pki.Cert})
 			for _, line := range [][]byte{
 				r.append(nil, time.Now(), "ref", Fragment("public", "127.0.0.1:1", identity.Present(id))),
-				h.append(nil, time.Now(), "handshake"),
+				h.append(nil, time.Now()),
 			} {
 				var v map[string]any
 				if err := json.Unmarshal(line, &v); err != nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -39,6 +40,7 @@ const (
 	defaultIdle         = 60 * time.Second
 	defaultBodyIdle     = 30 * time.Second
 	defaultWriteIdle    = 30 * time.Second
+	defaultTunnelIdle   = time.Hour
 	defaultHeaderBytes  = 32 << 10
 	defaultHeaderFields = 100
 
@@ -53,20 +55,24 @@ const (
 	maxFile = 128 << 20 // a revocation list of about four million entries
 )
 
+// Sum is the hash of a file as it was read; zero for one that could not be.
+type Sum = [sha256.Size]byte
+
 // Compile turns a parsed file into a snapshot. Paths in it are relative to dir. The problems are all there are, warnings
 // included, in the order of the file; the snapshot is nil if one of them is an error. now is the time that dates of
-// certificates are compared with.
-func Compile(f *config.File, parsed config.Problems, dir string, now time.Time) (*Snapshot, config.Problems) {
-	c := &compiler{file: f, dir: dir, now: now, problems: parsed, files: make(map[string]loaded), stores: make(map[string]*trust.Store),
+// certificates are compared with. The sums are those of every file that was
+// named, by absolute path, also when the configuration is refused.
+func Compile(f *config.File, parsed config.Problems, dir string, now time.Time) (*Snapshot, map[string]Sum, config.Problems) {
+	c := &compiler{sums: make(map[string]Sum), file: f, dir: dir, now: now, problems: parsed, files: make(map[string]loaded), stores: make(map[string]*trust.Store),
 		pairs: make(map[config.KeyPair]*tls.Certificate)}
 	c.sum(f.Source)
 	s := c.compile(f.Partial)
 	c.problems.Sort()
 	if c.problems.HasErrors() {
-		return nil, c.problems
+		return nil, c.sums, c.problems
 	}
 	s.Hash = hex.EncodeToString(c.hash())[:16]
-	return s, c.problems
+	return s, c.sums, c.problems
 }
 
 type compiler struct {
@@ -78,6 +84,7 @@ type compiler struct {
 	stores   map[string]*trust.Store
 	pairs    map[config.KeyPair]*tls.Certificate
 	digest   []byte
+	sums     map[string]Sum
 }
 
 type loaded struct {
@@ -117,6 +124,9 @@ func (c *compiler) read(path, name string) ([]byte, bool) {
 	if !ok {
 		f.data, f.err = readFile(full)
 		c.files[full] = f
+		if c.sums[full] = (Sum{}); f.err == nil {
+			c.sums[full] = sha256.Sum256(f.data)
+		}
 		c.sum([]byte(name))
 		c.sum(f.data)
 	}
@@ -185,7 +195,7 @@ func (c *compiler) compile(conf *config.Config) *Snapshot {
 	for _, name := range keys(conf.Listeners) {
 		path := config.Path("listeners", name)
 		l := c.listener(path, name, conf.Listeners[name], conf)
-		if other, taken := addresses[l.Address]; taken && l.Address != "" {
+		if other, taken := addresses[l.Address]; taken && l.Address != "" && !strings.HasSuffix(l.Address, ":0") {
 			c.problem(config.Path(path, "listen"), "give it another port, or merge the two listeners", "listener %q already listens on %s", other, l.Address)
 		}
 		addresses[l.Address] = name
@@ -206,6 +216,12 @@ func (c *compiler) address(path, addr string) {
 	if addr == "" {
 		return
 	}
+	if socket, ok := strings.CutPrefix(addr, "unix:"); ok {
+		if !filepath.IsAbs(socket) || len(socket) > 100 {
+			c.problem(path, "write unix:/run/countersign/name.sock", "%q is not the absolute path of a socket, of at most 100 characters", addr)
+		}
+		return
+	}
 	_, port, err := net.SplitHostPort(addr)
 	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 && port != "0" {
 		c.problem(path, `write host:port, for example "127.0.0.1:8443", or ":8443" for every address`, "%q is not an address to listen on", addr)
@@ -216,6 +232,7 @@ func (c *compiler) address(path, addr string) {
 func (c *compiler) unused(conf *config.Config) {
 	stores, pools := map[string]bool{}, map[string]bool{}
 	for _, l := range conf.Listeners {
+		pools[l.Upstream] = true
 		for _, h := range l.Hosts {
 			pools[h.Upstream] = true
 			if h.ClientAuth != nil {
@@ -342,7 +359,7 @@ func (c *compiler) trustStore(path, name string, t *config.TrustStore) *trust.St
 		return nil
 	}
 	for _, w := range store.Warnings() {
-		c.warn(path, "", "%s", w)
+		c.warn(path, "compare the CRL's issuer and key with the certificates of the bundle", "%s", w)
 	}
 	return store
 }
@@ -376,6 +393,7 @@ func (c *compiler) hints(path string, h *config.Hints, anchors []*x509.Certifica
 
 func (c *compiler) pair(path string, p config.KeyPair, names []string) *tls.Certificate {
 	if pair, ok := c.pairs[p]; ok {
+		c.check(path, p, pair, names)
 		return pair
 	}
 	cert, ok1 := c.read(config.Path(path, "cert"), p.Cert)
@@ -388,11 +406,19 @@ func (c *compiler) pair(path string, p config.KeyPair, names []string) *tls.Cert
 		c.problem(path, "", "%s and %s: %s", p.Cert, p.Key, err)
 		return nil
 	}
-	for _, w := range certs.Check(pair, names, c.now) {
-		c.warn(path, "", "%s: %s", p.Cert, w)
-	}
+	c.check(path, p, pair, names)
 	c.pairs[p] = pair
 	return pair
+}
+
+// check warns of what is odd about a pair, once: hosts often share one, and its dates are the same for all.
+func (c *compiler) check(path string, p config.KeyPair, pair *tls.Certificate, names []string) {
+	for _, w := range certs.Check(pair, names, c.now) {
+		message := p.Cert + ": " + w
+		if !slices.ContainsFunc(c.problems, func(other config.Problem) bool { return other.Warning && other.Message == message }) {
+			c.warn(path, "", "%s", message)
+		}
+	}
 }
 
 func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Settings {
@@ -412,8 +438,8 @@ func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Set
 		at := config.Path(path, "targets", i)
 		v, err := url.Parse(raw)
 		if err != nil || v.Host == "" || v.Path != "" && v.Path != "/" || v.RawQuery != "" || v.User != nil || v.Fragment != "" ||
-			v.Scheme != "http" && v.Scheme != "https" && v.Scheme != "tcp" {
-			c.problem(at, "write http://host:port, https://host:port, or tcp://host:port for passthrough", "%q is not the address of a target", raw)
+			!slices.Contains([]string{"http", "https", "tcp", "tls"}, v.Scheme) {
+			c.problem(at, "write http://host:port or https://host:port, or tcp://host:port or tls://host:port for bytes", "%q is not the address of a target", raw)
 			continue
 		}
 		if scheme == "" {
@@ -436,12 +462,21 @@ func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Set
 		s.Targets = append(s.Targets, addr)
 	}
 	id := fmt.Sprint(s.Targets, scheme, s.Connect, s.Response, s.Idle, s.Keepalive, s.MaxConnections)
+	if u.Balance == "least_requests" {
+		s.Balance = upstream.LeastRequests
+	}
+	s.Health = c.health(config.Path(path, "health"), u, scheme, s.Targets)
+	id += fmt.Sprint(s.Balance)
+	if s.Health != nil {
+		id += fmt.Sprintf("%+v", *s.Health)
+	}
+	secure := scheme == "https" || scheme == "tls"
 	switch {
-	case scheme == "https" && u.TLS == nil:
-		c.problem(path, "add tls: {server_name: NAME, trust_store: STORE}", "https targets need tls: a target is always verified")
+	case secure && u.TLS == nil:
+		c.problem(path, "add tls: {server_name: NAME, trust_store: STORE}", "%s targets need tls: a target is always verified", scheme)
 		return nil
-	case scheme != "https" && u.TLS != nil:
-		c.problem(config.Path(path, "tls"), "write https:// targets, or remove tls", "tls has no meaning for %s targets", scheme)
+	case !secure && u.TLS != nil:
+		c.problem(config.Path(path, "tls"), "write https:// or tls:// targets, or remove tls", "tls has no meaning for %s targets", scheme)
 	case u.TLS != nil:
 		s.TLS = c.upstreamTLS(config.Path(path, "tls"), u.TLS)
 		if s.TLS == nil {
@@ -453,12 +488,59 @@ func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Set
 			id += hex.EncodeToString(sum[:])
 		}
 	}
-	if scheme == "tcp" {
-		id += "tcp"
-	}
+	s.Bytes = scheme == "tcp" || scheme == "tls"
 	sum := sha256.Sum256([]byte(id))
 	s.ID = hex.EncodeToString(sum[:])
 	return s
+}
+
+// health compiles the check of an upstream's targets.
+func (c *compiler) health(path string, u *config.Upstream, scheme string, targets []string) *upstream.Health {
+	h := u.Health
+	if h == nil || len(targets) == 0 {
+		return nil
+	}
+	out := &upstream.Health{Path: h.Path, Host: h.Host, MinStatus: 200, MaxStatus: 399, Interval: h.Interval.Or(5 * time.Second),
+		Timeout: h.Timeout.Or(2 * time.Second), Healthy: h.Healthy, Unhealthy: h.Unhealthy}
+	if out.Healthy == 0 {
+		out.Healthy = 2
+	}
+	if out.Unhealthy == 0 {
+		out.Unhealthy = 3
+	}
+	if out.Interval < 100*time.Millisecond {
+		c.problem(config.Path(path, "interval"), "use 100ms or more", "an interval of %s would keep the targets busy with checks", out.Interval)
+	}
+	if h.Path != "" && (scheme == "tcp" || scheme == "tls") {
+		c.problem(config.Path(path, "path"), "remove path: a connection is the check", "path has no meaning for %s targets", scheme)
+	}
+	if h.Path != "" && (h.Path[0] != '/' || strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r >= 0x7f })) {
+		c.problem(config.Path(path, "path"), "write a path such as /healthz", "%q is not a path", h.Path)
+	}
+	if h.Host != "" {
+		if _, _, err := hostname.AppendCanonicalHost(nil, []byte(h.Host)); err != nil {
+			c.problem(config.Path(path, "host"), "write a host name", "%q: %s", h.Host, err)
+		}
+	} else if u.TLS != nil {
+		out.Host = u.TLS.ServerName
+	} else {
+		out.Host = targets[0]
+	}
+	if h.Status != "" {
+		low, high, ranged := strings.Cut(h.Status, "-")
+		if !ranged {
+			high = low
+		}
+		var err1, err2 error
+		out.MinStatus, err1 = strconv.Atoi(low)
+		out.MaxStatus, err2 = strconv.Atoi(high)
+		if err1 != nil || err2 != nil || out.MinStatus < 200 || out.MaxStatus > 599 || out.MinStatus > out.MaxStatus {
+			c.problem(config.Path(path, "status"), "write 200 or 200-399", "%q is not a status or a range of them", h.Status)
+		}
+	} else if h.Path == "" && (h.Host != "") {
+		c.problem(config.Path(path, "host"), "add path, or remove host", "host has no meaning without path")
+	}
+	return out
 }
 
 func (c *compiler) upstreamTLS(path string, t *config.UpstreamTLS) *upstream.TLS {
@@ -505,12 +587,33 @@ func (c *compiler) listener(path, name string, l *config.Listener, conf *config.
 		out.Protocol = HTTPS
 	case "http":
 		out.Protocol = HTTP
+	case "tls":
+		out.Protocol = TLSBytes
 	case "passthrough":
 		out.Protocol = Passthrough
+	case "tcp":
+		out.Protocol = TCP
 	}
-	if l.TLS != nil && out.Protocol != HTTPS && l.Protocol != "" {
-		c.problem(config.Path(path, "tls"), "use protocol https, or remove tls", "tls has no meaning on a listener of protocol %s", l.Protocol)
+	if l.TLS != nil && !out.Protocol.Terminates() && l.Protocol != "" {
+		c.problem(config.Path(path, "tls"), "use protocol https or tls, or remove tls", "tls has no meaning on a listener of protocol %s", l.Protocol)
 	}
+	switch {
+	case out.Protocol == TCP:
+		if len(l.Hosts) > 0 || l.DefaultHost != "" {
+			c.problem(config.Path(path, "hosts"), "write upstream: NAME at the listener", "a tcp listener has no hosts: nothing in its bytes names one")
+		}
+		if l.Upstream == "" {
+			c.problem(path, "add upstream: NAME", "a tcp listener needs an upstream")
+		}
+		c.pool(config.Path(path, "upstream"), l.Upstream, out.Protocol, conf)
+		out.Upstream = l.Upstream
+	case l.Upstream != "":
+		c.problem(config.Path(path, "upstream"), "name the upstream at a host or route", "upstream has no meaning on a listener of protocol %s", l.Protocol)
+	}
+	if len(l.Hosts) == 0 && out.Protocol != TCP {
+		c.problem(path, "add hosts: [...]", "missing required key \"hosts\"")
+	}
+	c.sources(config.Path(path, "sources"), out, l, conf)
 	out.TLS = c.negotiation(config.Path(path, "tls"), l.TLS)
 	out.Limits = limits(l.Limits)
 	if n := out.Limits.Message.HeadBytes; n > maxHeaderBytes {
@@ -550,6 +653,7 @@ func limits(l *config.Limits) Limits {
 	out := Limits{
 		Connections: l.Connections,
 		Handshake:   l.Handshake.Or(defaultHandshake), Header: l.Header.Or(defaultHeader), Idle: l.Idle.Or(defaultIdle),
+		TunnelIdle: l.TunnelIdle.Or(defaultTunnelIdle), Lifetime: time.Duration(l.Lifetime),
 		BodyIdle: l.BodyIdle.Or(defaultBodyIdle), WriteIdle: l.WriteIdle.Or(defaultWriteIdle),
 		Message: h1.Limits{HeadBytes: int(l.HeaderBytes.Or(defaultHeaderBytes)), Fields: l.HeaderFields, BodyBytes: int64(l.BodyBytes)},
 	}
@@ -572,23 +676,26 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 			c.problem(config.Path(path, key), "remove it, or use another protocol", "%s has no meaning on a listener of protocol %s", key, l.Protocol)
 		}
 	}
-	pool := func(at, name string) {
-		if u, ok := conf.Upstreams[name]; name != "" && !ok {
-			c.unresolved(at, "upstream", name, keys(conf.Upstreams))
-		} else if ok && len(u.Targets) > 0 {
-			tcp := strings.HasPrefix(u.Targets[0], "tcp:")
-			if tcp && l.Protocol != Passthrough {
-				c.problem(at, "write http:// or https:// targets", "upstream %q has tcp targets, which are for passthrough", name)
-			} else if !tcp && l.Protocol == Passthrough {
-				c.problem(at, "write tcp:// targets: nothing is decrypted here", "upstream %q has %s targets; passthrough needs tcp ones", name, strings.Split(u.Targets[0], ":")[0])
-			}
+	pool := func(at, name string) { c.pool(at, name, l.Protocol, conf) }
+	if l.Protocol == TLSBytes {
+		no(len(h.IdentityHeaders) > 0, "identity_headers")
+		no(h.IdentityOptions != nil, "identity_options")
+		no(len(h.Routes) > 0, "routes")
+		c.hostKeys(path, out, h)
+		c.clientAuth(path, out, h, l)
+		out.Policy = policyID(l, out, h)
+		if h.Upstream == "" {
+			c.problem(path, "add upstream: NAME", "a host of a tls listener needs an upstream")
 		}
+		pool(config.Path(path, "upstream"), h.Upstream)
+		return out
 	}
 	if l.Protocol == Passthrough {
 		no(h.Certificate != nil, "certificate")
 		no(len(h.Certificates) > 0, "certificates")
 		no(h.ClientAuth != nil, "client_auth")
 		no(len(h.IdentityHeaders) > 0, "identity_headers")
+		no(h.IdentityOptions != nil, "identity_options")
 		no(len(h.Routes) > 0, "routes")
 		if h.Upstream == "" {
 			c.problem(path, "add upstream: NAME", "a passthrough host needs an upstream")
@@ -599,29 +706,17 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 	no(h.Upstream != "", "upstream")
 	if l.Protocol == HTTPS {
 		c.hostKeys(path, out, h)
-		c.clientAuth(path, out, h)
+		c.clientAuth(path, out, h, l)
 	} else if l.Protocol == HTTP {
 		no(h.Certificate != nil, "certificate")
 		no(len(h.Certificates) > 0, "certificates")
 		no(h.ClientAuth != nil && h.ClientAuth.Mode != "off", "client_auth")
 		no(len(h.IdentityHeaders) > 0, "identity_headers")
+		no(h.IdentityOptions != nil, "identity_options")
 	}
-	store := ""
-	if out.Auth.Store != nil {
-		store = h.ClientAuth.TrustStore
-	}
-	out.Policy = policy.ID(l.Name + "/" + out.Auth.Mode.String() + "/" + store)
+	out.Policy = policyID(l, out, h)
 
-	names := h.IdentityHeaders
-	if len(names) == 0 {
-		names = []string{"rfc9440"}
-	}
-	for _, n := range names {
-		if d, ok := identity.ParseDialect(n); ok && !slices.Contains(out.Dialects, d) {
-			out.Dialects = append(out.Dialects, d)
-		}
-	}
-
+	out.Style = c.style(path, out, h)
 	if len(h.Routes) == 0 {
 		c.problem(path, "add routes: [{upstream: NAME}]", "the host has no routes")
 		return out
@@ -630,7 +725,7 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 	for i, r := range h.Routes {
 		at := config.Path(path, "routes", i)
 		pool(config.Path(at, "upstream"), r.Upstream)
-		rule := route.Rule[*Route]{Value: &Route{Upstream: r.Upstream}}
+		rule := route.Rule[*Route]{Value: &Route{Upstream: r.Upstream, WebSocket: slices.Contains(r.Upgrade, "websocket")}}
 		if r.Match != nil {
 			rule.Pattern = r.Match.Path
 		}
@@ -648,6 +743,106 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 	return out
 }
 
+// style compiles how a host tells its targets who the client is.
+func (c *compiler) style(path string, out *Host, h *config.Host) *identity.Style {
+	var o identity.Options
+	names := h.IdentityHeaders
+	if len(names) == 0 && out.Auth.Mode == policy.PassthroughChain {
+		names = []string{"alb"} // the one dialect that has a header for a chain that was not verified
+	} else if len(names) == 0 {
+		names = []string{"rfc9440"}
+	}
+	for i, n := range names {
+		d, ok := identity.ParseDialect(n)
+		if ok && slices.Contains(o.Dialects, d) {
+			c.problem(config.Path(path, "identity_headers", i), "remove one", "dialect %s is there twice", n)
+		} else if ok {
+			o.Dialects = append(o.Dialects, d)
+		}
+	}
+	if out.Auth.Mode == policy.PassthroughChain && !slices.Contains(names, "alb") && !slices.Contains(names, "x_ssl_client") {
+		c.problem(config.Path(path, "identity_headers"), "use [alb]", "with mode passthrough_chain nothing is verified, and of these dialects none has a header for that")
+	}
+	if x := h.IdentityOptions; x != nil {
+		o.Chain, o.XFCCCert, o.Rename = x.Chain, x.XFCCCert, x.ALBNames
+	}
+	s, err := identity.NewStyle(o)
+	if err != nil {
+		c.problem(config.Path(path, "identity_options"), "see docs/headers.md", "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return s
+}
+
+// policyID names the client-auth policy of a host: the listener and what the setting says by name. Hosts whose settings
+// say the same share it; the content of the trust store is not part of it.
+func policyID(l *Listener, out *Host, h *config.Host) policy.ID {
+	store := ""
+	if out.Auth.Store != nil {
+		store = h.ClientAuth.TrustStore
+	}
+	return policy.ID(l.Name + "/" + out.Auth.Mode.String() + "/" + store)
+}
+
+// pool resolves the name of an upstream and checks that its targets fit the protocol.
+func (c *compiler) pool(at, name string, p Protocol, conf *config.Config) {
+	u, ok := conf.Upstreams[name]
+	if name != "" && !ok {
+		c.unresolved(at, "upstream", name, keys(conf.Upstreams))
+	}
+	if !ok || len(u.Targets) == 0 {
+		return
+	}
+	switch scheme, _, _ := strings.Cut(u.Targets[0], ":"); scheme {
+	case "http", "https":
+		if !p.Requests() && p != 0 {
+			c.problem(at, "write tcp:// or tls:// targets", "upstream %q has %s targets, and a listener of protocol %s moves bytes", name, scheme, p)
+		}
+	case "tcp", "tls":
+		if p.Requests() {
+			c.problem(at, "write http:// or https:// targets", "upstream %q has %s targets, and a listener of protocol %s makes requests", name, scheme, p)
+		} else if p == Passthrough && scheme == "tls" {
+			c.problem(at, "write tcp:// targets: the client's own TLS goes through", "upstream %q has tls targets, and nothing is decrypted here", name)
+		}
+	}
+}
+
+// sources compiles who may connect.
+func (c *compiler) sources(path string, out *Listener, l *config.Listener, conf *config.Config) {
+	for i, text := range l.Sources {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			addr, aerr := netip.ParseAddr(text)
+			if aerr != nil || addr.Zone() != "" {
+				c.problem(config.Path(path, i), "write 10.1.0.0/16 or 10.1.2.3", "%q is neither an address nor a prefix", text)
+				continue
+			}
+			prefix = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		if prefix.Addr().Is4In6() {
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), max(prefix.Bits()-96, 0))
+		}
+		if prefix != prefix.Masked() {
+			c.problem(config.Path(path, i), "write "+prefix.Masked().String(), "%q has bits behind its prefix", text)
+			continue
+		}
+		out.Sources = append(out.Sources, prefix)
+	}
+	if out.Protocol != HTTP && out.Protocol != TCP || len(l.Sources) > 0 {
+		return
+	}
+	names := []string{l.Upstream}
+	for _, h := range l.Hosts {
+		for _, r := range h.Routes {
+			names = append(names, r.Upstream)
+		}
+	}
+	for _, name := range names {
+		if u := conf.Upstreams[name]; u != nil && u.TLS != nil && len(u.TLS.ClientCertificates) > 0 {
+			out.LocalOnly = true
+		}
+	}
+}
+
 func (c *compiler) hostKeys(path string, out *Host, h *config.Host) {
 	list, at := h.Certificates, func(i int) string { return config.Path(path, "certificates", i) }
 	switch {
@@ -657,7 +852,7 @@ func (c *compiler) hostKeys(path string, out *Host, h *config.Host) {
 	case h.Certificate != nil:
 		list, at = []config.KeyPair{*h.Certificate}, func(int) string { return config.Path(path, "certificate") }
 	case len(list) == 0:
-		c.problem(path, "add certificate: {cert: FILE, key: FILE}", "an https host needs a certificate")
+		c.problem(path, "add certificate: {cert: FILE, key: FILE}", "a host that ends TLS needs a certificate")
 		return
 	}
 	var pairs []*tls.Certificate
@@ -676,10 +871,10 @@ func (c *compiler) hostKeys(path string, out *Host, h *config.Host) {
 	out.Keys = set
 }
 
-func (c *compiler) clientAuth(path string, out *Host, h *config.Host) {
+func (c *compiler) clientAuth(path string, out *Host, h *config.Host, l *Listener) {
 	a := h.ClientAuth
 	if a == nil {
-		c.problem(path, "add client_auth: {mode: require, trust_store: NAME}, or client_auth: {mode: off} to ask nobody", "an https host needs client_auth")
+		c.problem(path, "add client_auth: {mode: require, trust_store: NAME}, or client_auth: {mode: off} to ask nobody", "a host of protocol %s needs client_auth", l.Protocol)
 		return
 	}
 	at := config.Path(path, "client_auth")
@@ -693,7 +888,28 @@ func (c *compiler) clientAuth(path string, out *Host, h *config.Host) {
 		out.Auth.Mode = policy.Request
 	case "require":
 		out.Auth.Mode = policy.Require
+	case "request_unverified":
+		out.Auth.Mode = policy.RequestUnverified
+	case "passthrough_chain":
+		out.Auth.Mode = policy.PassthroughChain
+		if a.TrustStore != "" {
+			c.problem(config.Path(at, "trust_store"), "use mode request_unverified to have a verdict, or remove trust_store", "trust_store has no meaning with mode passthrough_chain: nothing is verified")
+		}
 	default:
+		return
+	}
+	if out.Auth.Mode == policy.RequestUnverified || out.Auth.Mode == policy.PassthroughChain {
+		if a.OnFailure != "" {
+			c.problem(config.Path(at, "on_failure"), "remove on_failure, or use mode request or require", "on_failure has no meaning with mode %s: nobody is refused", a.Mode)
+		}
+		if l.Protocol == TLSBytes {
+			c.problem(config.Path(at, "mode"), "use mode off, request or require", "mode %s has no meaning on a tls listener: its backend is not told who the client is", a.Mode)
+		}
+	}
+	if a.OnFailure == "page" && l.Protocol != HTTPS {
+		c.problem(config.Path(at, "on_failure"), "use alert or reset", "on_failure page needs HTTP, and this listener moves bytes")
+	}
+	if out.Auth.Mode == policy.PassthroughChain {
 		return
 	}
 	if a.TrustStore == "" {
@@ -701,7 +917,7 @@ func (c *compiler) clientAuth(path string, out *Host, h *config.Host) {
 		return
 	}
 	out.Auth.Store = c.store(config.Path(at, "trust_store"), a.TrustStore)
-	out.Auth.Reset = a.OnFailure == "reset"
+	out.Auth.Reset, out.Auth.Page = a.OnFailure == "reset", a.OnFailure == "page"
 	if out.Auth.Store != nil {
 		out.Auth.Hints = hintPool(out.Auth.Store.Hints())
 	}

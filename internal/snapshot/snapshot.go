@@ -5,6 +5,7 @@ package snapshot
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"net/netip"
 	"time"
 
 	"countersign/internal/certs"
@@ -41,12 +42,20 @@ type Protocol uint8
 const (
 	HTTPS Protocol = iota + 1
 	HTTP
+	TLSBytes
 	Passthrough
+	TCP
 )
+
+// Terminates reports whether the protocol ends the client's TLS here.
+func (p Protocol) Terminates() bool { return p == HTTPS || p == TLSBytes }
+
+// Requests reports whether the protocol is HTTP.
+func (p Protocol) Requests() bool { return p == HTTPS || p == HTTP }
 
 // String returns the protocol's name in the configuration.
 func (p Protocol) String() string {
-	return [...]string{"none", "https", "http", "passthrough"}[p]
+	return [...]string{"none", "https", "http", "tls", "passthrough", "tcp"}[p]
 }
 
 // Listener is one address and what is served there.
@@ -57,6 +66,11 @@ type Listener struct {
 	Limits        Limits
 	// Hosts in the order of the configuration.
 	Hosts []*Host
+	// Upstream is where a tcp listener leads.
+	Upstream string
+	// Sources are who may connect; nil means everybody. LocalOnly stands for this machine.
+	Sources   []netip.Prefix
+	LocalOnly bool
 
 	table    hostname.Table[*Host]
 	fallback *Host
@@ -84,6 +98,7 @@ type TLS struct {
 type Limits struct {
 	Connections                                  int
 	Handshake, Header, Idle, BodyIdle, WriteIdle time.Duration
+	TunnelIdle, Lifetime                         time.Duration
 	Message                                      h1.Limits
 }
 
@@ -97,11 +112,11 @@ type Host struct {
 	Auth ClientAuth
 	// Policy is the id under which connections may serve this host.
 	Policy policy.ID
-	// Dialects in which targets are told who the client is.
-	Dialects []identity.Dialect
+	// Style is how targets are told who the client is.
+	Style *identity.Style
 	// Routes lead from paths to upstreams.
 	Routes *route.Table[*Route]
-	// Upstream is where a passthrough host leads.
+	// Upstream is where a passthrough or tls host leads.
 	Upstream string
 }
 
@@ -112,9 +127,13 @@ type ClientAuth struct {
 	Store *trust.Store
 	// Hints are the CA names sent to clients; nil means none. crypto/tls takes them as a pool and sends its subjects.
 	Hints *x509.CertPool
-	// Reset says that a refused handshake ends with a TCP reset in place of an alert.
-	Reset bool
+	// Reset says that a refused handshake ends with a TCP reset in place of an alert, Page that it ends well and every
+	// request is refused.
+	Reset, Page bool
 }
+
+// Enforced reports whether a client that is refused is kept out.
+func (a *ClientAuth) Enforced() bool { return a.Mode == policy.Request || a.Mode == policy.Require }
 
 // Version changes when the verdict on a chain that was accepted before might.
 func (a *ClientAuth) Version() string {
@@ -127,4 +146,6 @@ func (a *ClientAuth) Version() string {
 // Route is where a matched request goes.
 type Route struct {
 	Upstream string
+	// WebSocket says that requests may upgrade to it.
+	WebSocket bool
 }

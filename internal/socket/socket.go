@@ -19,7 +19,7 @@ type Conn struct {
 	In, Out int64
 
 	// Mute makes writes vanish, and MuteOnRead sets it at the next Read: where a refusal is to end in a reset, the alert that
-	// crypto/tls would send must not go out.
+	// crypto/tls would send must not go out. A ChangeCipherSpec ends it: TLS 1.2 sends one when it has accepted the client.
 	Mute, MuteOnRead bool
 
 	raw     syscall.RawConn // nil where there is no descriptor (tests in memory)
@@ -44,6 +44,13 @@ func New(c net.Conn, records bool) *Conn {
 	s.peek = func(fd uintptr) { s.peeked = look(int(fd)) }
 	return s
 }
+
+// The types of TLS records (RFC 8446 section 5.1).
+const (
+	changeCipherSpec = 20
+	alert            = 21
+	applicationData  = 23
+)
 
 // wouldBlock is what Read answers while the connection is being probed. It is temporary, so crypto/tls does not make it
 // the connection's permanent error.
@@ -72,7 +79,10 @@ func (s *Conn) Read(p []byte) (int, error) {
 // Write writes to the connection.
 func (s *Conn) Write(p []byte) (int, error) {
 	if s.Mute {
-		return len(p), nil
+		if len(p) == 0 || p[0] != changeCipherSpec {
+			return len(p), nil
+		}
+		s.Mute = false
 	}
 	n, err := s.Conn.Write(p)
 	s.Out += int64(n)
@@ -101,7 +111,7 @@ func (s *Conn) follow(p []byte) {
 		p = p[n:]
 		if s.have == 5 {
 			s.left = int(s.header[3])<<8 | int(s.header[4])
-			s.alert.Store(s.header[0] == 21 || s.header[0] == 23 && s.left <= 2+1+16)
+			s.alert.Store(s.header[0] == alert || s.header[0] == applicationData && s.left <= 2+1+16)
 			s.have = 0
 		}
 	}
