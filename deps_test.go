@@ -1,0 +1,375 @@
+// Package countersign_test holds the rules about the repository as a whole: which package may import which, what must be
+// documented and what must be tested.
+package countersign_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"countersign/internal/reason"
+)
+
+// law lists the packages of internal/. A package may import only what stands before it; so the list, read from the top,
+// is also the order in which to read the code.
+var law = []struct{ name, owns string }{
+	{"reason", "the table of ways a connection or request ends"},
+	{"hostname", "canonical server names and wildcard matching"},
+	{"socket", "the connection beneath TLS: bytes counted, peeked at, reset or muted"},
+	{"message", "a protocol-neutral HTTP head"},
+	{"identity", "who the client is, and the headers that say so"},
+	{"config", "the file format, no behaviour"},
+	{"certs", "certificates with keys that may be presented"},
+	{"trust", "may this chain be believed now"},
+	{"route", "host and path to a route, no I/O"},
+	{"policy", "the only maker of a permit"},
+	{"h1", "strict HTTP/1.1 on the wire"},
+	{"upstream", "pools of targets"},
+	{"record", "the record of a connection or request, its log line and metrics"},
+	{"forward", "moving requests and bytes, with a permit"},
+	{"snapshot", "a configuration compiled into one immutable value"},
+	{"frontend", "listeners and the life of a connection"},
+	{"refresh", "noticing what expires or changes: the files of the configuration"},
+	{"daemon", "start, reload, signals, drain"},
+	{"quickstart", "a PKI, demo backends and a configuration, to try it all"},
+}
+
+// forTests are imported by _test files only, and import nothing of ours but reason.
+var forTests = []string{"memnet", "testpki"}
+
+// readsConfig are the packages that may know the file format, and cmd.
+var readsConfig = []string{"snapshot", "daemon", "quickstart"}
+
+// controlPlane is what the data plane, frontend and everything it stands on, never reaches.
+var controlPlane = []string{"store", "journal", "ca", "enroll", "refresh", "cluster", "admin", "daemon", "quickstart"}
+
+// vague are names under which anything could be kept.
+var vague = []string{"util", "utils", "common", "helper", "helpers", "manager", "misc", "shared"}
+
+// untested are the reasons that no test outside package reason can bring about, and why.
+var untested = map[string]string{
+	"overloaded":       "needs a process without descriptors; the accept loop's recovery is tested, the reason is not met by a client",
+	"upstream_unknown": "guards against a bug of ours: snapshot refuses routes to upstreams that are not there",
+}
+
+// needed says what each direct run-time dependency is for; one without a sentence here is not wanted.
+var needed = map[string]string{
+	"github.com/KimMachineGun/automemlimit": "the memory limit of the container, for the garbage collector",
+	"github.com/fsnotify/fsnotify":          "hearing of changed files at once",
+	"github.com/prometheus/client_golang":   "metrics in the format every monitor reads",
+	"github.com/spf13/cobra":                "subcommands, flags, help and completion",
+	"github.com/youmark/pkcs8":              "private keys under a password (PKCS#8)",
+	"go.yaml.in/yaml/v4":                    "YAML with positions",
+	"golang.org/x/crypto":                   "cryptobyte: reading DER without reflection",
+	"golang.org/x/sys":                      "socket options and poll",
+	"software.sslmate.com/src/go-pkcs12":    "quickstart's clients as files a browser can read",
+}
+
+const (
+	module   = "countersign"
+	internal = module + "/internal/"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/dependencies.md")
+
+// pack is what the go command tells about a package.
+type pack struct {
+	ImportPath, Doc                    string
+	Imports, TestImports, XTestImports []string
+	GoFiles                            []string
+	Standard                           bool
+	Module                             *struct {
+		Path, Version string
+		Main          bool
+	}
+}
+
+func (p *pack) ours() bool { return p.Module != nil && p.Module.Main }
+
+// name is the package's name in the law, empty for packages outside internal/.
+func (p *pack) name() string {
+	name, ok := strings.CutPrefix(p.ImportPath, internal)
+	if !ok {
+		return ""
+	}
+	return name
+}
+
+// packages asks the go command once about the module and all it depends on.
+var packages = sync.OnceValues(func() (map[string]*pack, error) {
+	cmd := exec.Command("go", "list", "-deps", "-json=ImportPath,Doc,Imports,TestImports,XTestImports,GoFiles,Standard,Module", "./...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w\n%s", err, stderr.String())
+	}
+	all := map[string]*pack{}
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := new(pack)
+		switch err := d.Decode(p); {
+		case errors.Is(err, io.EOF):
+			return all, nil
+		case err != nil:
+			return nil, err
+		}
+		all[p.ImportPath] = p
+	}
+})
+
+func list(t *testing.T) map[string]*pack {
+	t.Helper()
+	all, err := packages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// reach returns the import paths that from needs, itself included.
+func reach(all map[string]*pack, from string) map[string]bool {
+	seen := map[string]bool{}
+	for todo := []string{from}; len(todo) > 0; {
+		path := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if p := all[path]; p != nil && !seen[path] {
+			seen[path] = true
+			todo = append(todo, p.Imports...)
+		}
+	}
+	return seen
+}
+
+func TestImportLaw(t *testing.T) {
+	all := list(t)
+	place := map[string]int{}
+	for i, row := range law {
+		place[row.name] = i
+		if all[internal+row.name] == nil {
+			t.Errorf("%s stands in the law, but is no package", row.name)
+		}
+	}
+	for _, p := range all {
+		if !p.ours() {
+			continue
+		}
+		name := p.name()
+		own, lawful := place[name]
+		if name != "" && !lawful && !slices.Contains(forTests, name) {
+			t.Errorf("%s has no place in the law: add it in deps_test.go, with what it owns", p.ImportPath)
+			continue
+		}
+		for _, imported := range p.Imports {
+			other, ok := strings.CutPrefix(imported, internal)
+			if !ok {
+				continue
+			}
+			at, known := place[other]
+			switch {
+			case slices.Contains(forTests, other):
+				t.Errorf("%s imports %s, which serves _test files only", p.ImportPath, other)
+			case slices.Contains(forTests, name) && other != "reason":
+				t.Errorf("%s imports %s; a package for tests imports nothing of ours but reason, so that every package can use it", name, other)
+			case lawful && known && at >= own:
+				t.Errorf("%s imports %s, which stands after it", name, other)
+			case other == "config" && name != "" && !slices.Contains(readsConfig, name):
+				t.Errorf("%s imports config; only %v know the file format", name, readsConfig)
+			}
+		}
+	}
+	for path := range reach(all, internal+"frontend") {
+		if name := strings.TrimPrefix(path, internal); path != name && slices.Contains(controlPlane, name) {
+			t.Errorf("the data plane reaches %s", name)
+		}
+	}
+	for path := range reach(all, internal+"config") {
+		if path != internal+"config" && strings.HasPrefix(path, internal) {
+			t.Errorf("config reaches %s; it imports nothing of ours", path)
+		}
+	}
+}
+
+func TestPackagesAreDocumentedAndNamed(t *testing.T) {
+	for _, p := range list(t) {
+		if !p.ours() || len(p.GoFiles) == 0 {
+			continue
+		}
+		if p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+		for _, word := range strings.Split(p.ImportPath, "/") {
+			if slices.Contains(vague, word) {
+				t.Errorf("%s: %q says nothing about what belongs there", p.ImportPath, word)
+			}
+		}
+	}
+}
+
+func TestNothingIsReplaced(t *testing.T) {
+	files, err := filepath.Glob("*/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := regexp.MustCompile(`(?m)^\s*replace\b|=>`)
+	for _, name := range append(files, "go.mod") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := replace.Find(text); found != nil {
+			t.Errorf("%s has a replace directive", name)
+		}
+	}
+}
+
+// TestEveryReasonIsTested wants each reason in a test or script outside package reason: by its Go name, or by its code. A
+// code that is also an ordinary word counts only where it stands as a reason.
+func TestEveryReasonIsTested(t *testing.T) {
+	words := map[string]bool{}
+	word := regexp.MustCompile(`reason\.[A-Z]\w+|reason(="?|": ?")[a-z]+\b|[a-z0-9]+_[a-z0-9_]+`)
+	prefix := regexp.MustCompile(`^reason\W+`)
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path == filepath.Join("internal", "reason") || path != "." && strings.HasPrefix(d.Name(), ".")):
+			return filepath.SkipDir
+		case d.IsDir(), path == "deps_test.go", !strings.HasSuffix(path, "_test.go") && !strings.HasSuffix(path, ".txtar"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, w := range word.FindAll(text, -1) {
+			words[prefix.ReplaceAllString(string(w), "")] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := reasonNames(t)
+	for _, r := range reason.All() {
+		code := r.String()
+		tested := words[code] || words[names[r]]
+		if why, excused := untested[code]; excused && tested {
+			t.Errorf("%s has a test now; take it off the list of those without (%s)", code, why)
+		} else if !excused && !tested {
+			t.Errorf("no test shows %s (reason.%s)", code, names[r])
+		}
+	}
+}
+
+// reasonNames are the Go names of the reasons, in order, from the source: the first block of constants in table.go.
+func reasonNames(t *testing.T) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "internal/reason/table.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, d := range file.Decls {
+		if block, ok := d.(*ast.GenDecl); ok && block.Tok == token.CONST {
+			for _, s := range block.Specs {
+				names = append(names, s.(*ast.ValueSpec).Names[0].Name)
+			}
+			break
+		}
+	}
+	if len(names) != reason.Count+1 || names[reason.Count] != "count" {
+		t.Fatalf("found %d names for %d reasons in internal/reason/table.go", len(names), reason.Count)
+	}
+	return names
+}
+
+func TestReasonsPage(t *testing.T) {
+	var want bytes.Buffer
+	if err := reason.WriteMarkdown(&want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("docs/reasons.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want.Bytes()) {
+		t.Error("docs/reasons.md is not what internal/reason says; run: make docs")
+	}
+}
+
+func TestDependenciesPage(t *testing.T) {
+	all := list(t)
+	direct, indirect := map[string]string{}, map[string]string{}
+	program := reach(all, module+"/cmd/countersign")
+	for path := range program {
+		if !all[path].ours() {
+			continue
+		}
+		for _, imported := range all[path].Imports {
+			if m := all[imported].Module; m != nil && !m.Main {
+				direct[m.Path] = m.Version
+			}
+		}
+	}
+	for path := range program {
+		if m := all[path].Module; m != nil && !m.Main && direct[m.Path] == "" {
+			indirect[m.Path] = m.Version
+		}
+	}
+	var want strings.Builder
+	want.WriteString("# Dependencies\n\nThe modules that are compiled into the program besides Go's standard library. This page is generated (`make docs`)\n" +
+		"and a test holds it; modules for tests and tools are not on it.\n\n## Ours to choose\n\n| module | version | for |\n|---|---|---|\n")
+	for _, path := range sorted(direct) {
+		if needed[path] == "" {
+			t.Errorf("%s: say in deps_test.go what it is needed for", path)
+		}
+		fmt.Fprintf(&want, "| `%s` | %s | %s |\n", path, direct[path], needed[path])
+	}
+	require, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path := range needed {
+		if !bytes.Contains(require, []byte("\t"+path+" v")) {
+			t.Errorf("%s is not needed any more; take it off the list in deps_test.go", path)
+		}
+	}
+	want.WriteString("\n## What those bring along\n\n| module | version |\n|---|---|\n")
+	for _, path := range sorted(indirect) {
+		fmt.Fprintf(&want, "| `%s` | %s |\n", path, indirect[path])
+	}
+	const page = "docs/dependencies.md"
+	if *update {
+		if err := os.WriteFile(page, []byte(want.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want.String() {
+		t.Errorf("%s is not what go list says; run: make docs", page)
+	}
+}
+
+func sorted(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

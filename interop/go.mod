@@ -1,0 +1,3 @@
+module countersign/interop
+
+go 1.26.0
