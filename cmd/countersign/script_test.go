@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/youmark/pkcs8"
+	"software.sslmate.com/src/go-pkcs12"
 
 	"countersign/internal/daemon"
 	"countersign/internal/testpki"
@@ -94,7 +96,16 @@ func newPKI(t *testing.T, dir string) *pki {
 		"weak": ca.Client("weak", testpki.RSA(1024)), "ca": ca,
 	}}
 	server := servers.Server("a.test", testpki.DNS("a.test", "b.test", "c.test", "*.w.test"), testpki.Lifetime(90*24*time.Hour))
+	p12, err := pkcs12.Modern.Encode(server.Key, server.Cert, nil, "swordfish")
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked, err := pkcs8.MarshalPrivateKey(server.Key, []byte("swordfish"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, data := range map[string][]byte{
+		"server.p12": p12, "locked.key": testpki.PEM("ENCRYPTED PRIVATE KEY", locked),
 		"clients.pem": append(root.PEM(), ca.PEM()...), "root.pem": root.PEM(), "servers.pem": servers.PEM(),
 		"server.pem": server.PEM(), "server.key": server.KeyPEM(), "other.key": servers.Server("x.test").KeyPEM(),
 		"clients.crl": ca.CRL(p.clients["bob"]), "empty.crl": ca.CRL(),

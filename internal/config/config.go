@@ -26,10 +26,13 @@ type Config struct {
 	Log *Log `yaml:"log"`
 	// Drain is how long open connections may go on after SIGTERM. Default 30s.
 	Drain Duration `yaml:"drain"`
+	// Include names further files with trust_stores, listeners and upstreams of this configuration, which may stand in any
+	// one of its files. Paths, also those in included files, are relative to this file's folder. Optional.
+	Include []string `yaml:"include"`
 	// TrustStores are the sets of CAs that clients or targets are verified against, by name.
 	TrustStores map[string]*TrustStore `yaml:"trust_stores"`
 	// Listeners are the addresses that are served, by name. At least one.
-	Listeners map[string]*Listener `yaml:"listeners" required:"true"`
+	Listeners map[string]*Listener `yaml:"listeners"`
 	// Upstreams are the pools of targets, by name.
 	Upstreams map[string]*Upstream `yaml:"upstreams"`
 }
@@ -185,12 +188,32 @@ type IdentityOptions struct {
 	ALBNames map[string]string `yaml:"alb_names"`
 }
 
-// KeyPair names a certificate file (leaf first, then intermediates) and its key file.
+// KeyPair names a certificate and its key: two files, or one PKCS#12 file. PEM, DER and PKCS#7 are understood.
 type KeyPair struct {
-	// Cert is a PEM file. Required.
-	Cert string `yaml:"cert" required:"true"`
-	// Key is a PEM file. Required.
-	Key string `yaml:"key" required:"true"`
+	// Cert is the certificate file: leaf first, then intermediates.
+	Cert string `yaml:"cert"`
+	// Key is the key file.
+	Key string `yaml:"key"`
+	// PKCS12 is a file with both, in place of cert and key.
+	PKCS12 string `yaml:"pkcs12"`
+	// Password opens an encrypted key or a PKCS#12 file. Optional.
+	Password *Secret `yaml:"password"`
+}
+
+// String names the files.
+func (p KeyPair) String() string {
+	if p.PKCS12 != "" {
+		return p.PKCS12
+	}
+	return p.Cert + " and " + p.Key
+}
+
+// Secret is where a secret comes from; it never stands in the configuration itself.
+type Secret struct {
+	// File holds the secret and nothing else; one line end behind it is left out.
+	File string `yaml:"file"`
+	// Env is the name of an environment variable that holds it.
+	Env string `yaml:"env"`
 }
 
 // ClientAuth is the client-auth policy of a host.

@@ -33,7 +33,7 @@ const unsupported = "known, but not supported by this version"
 // laterKeys are the keys of the design that this version does not have. A key such as allow changes who gets in, so it
 // must never look like a typing mistake that can be deleted without a thought.
 var laterKeys = map[reflect.Type][]string{
-	reflect.TypeFor[Config]():      {"admin", "keystores", "include", "cluster", "shadow"},
+	reflect.TypeFor[Config]():      {"admin", "keystores", "cluster", "shadow"},
 	reflect.TypeFor[TrustStore]():  {"shadow"},
 	reflect.TypeFor[Bundle]():      {"url", "pki", "spiffe", "directory", "system", "stores"},
 	reflect.TypeFor[CRL]():         {"url", "refresh"},
@@ -81,6 +81,15 @@ func fieldsOf(t reflect.Type) []rules {
 type decoder struct {
 	file     *File
 	problems Problems
+}
+
+// ParsePart is Parse for an included file; the problems name it.
+func ParsePart(name string, src []byte) (*File, Problems) {
+	file, problems := Parse(name, src)
+	for i := range problems {
+		problems[i].In = file
+	}
+	return file, problems
 }
 
 // Parse decodes one configuration file and reports everything that can be said about it without opening another file

@@ -163,7 +163,6 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown key inside", host("client_auth: {mod: off}"), "listeners.a.hosts[0].client_auth.mod", "7:21", `unknown key "mod"`, `"mode"`},
 		{"duplicate key", "state: a\nstate: b\n" + listeners, "state", "2:1", `duplicate key "state", first given in line 1`, "keep one"},
 		{"duplicate name", "listeners:\n  a: {listen: x, protocol: http, hosts: [{names: [a]}]}\n  a: {}\n", "listeners.a", "3:3", "first given in line 2", ""},
-		{"no listeners", "state: x\n", "", "1:1", `missing required key "listeners"`, "add listeners:"},
 		{"empty listener list", "listeners: {}\n", "listeners", "1:1", "empty setting: listeners", ""},
 		{"no ops address", "ops: {lisen: x}\n" + listeners, "ops.lisen", "1:7", "unknown key", `"listen"`},
 		{"key later", "admin: {listen: x}\n" + listeners, "admin", "1:1", `the key "admin" is ` + later, "only if"},
@@ -244,7 +243,7 @@ trust_stores:
   s: {ca_bundle: {x: y}, revocation: {crls: [{x: y}]}}
 listeners:
   a: {limits: {idle: 1s}}
-  b: {listen: x, protocol: http, hosts: [{upstream: u, certificate: {x: y}, client_auth: {x: y}, routes: [{x: y}]}]}
+  b: {listen: x, protocol: http, hosts: [{upstream: u, client_auth: {x: y}, routes: [{x: y}]}]}
 upstreams:
   u: {tls: {x: y}}
 `))
@@ -257,7 +256,6 @@ upstreams:
 	for _, want := range []string{
 		"ops listen", "trust_stores.s.ca_bundle file", "trust_stores.s.revocation.crls[0] file",
 		"listeners.a listen", "listeners.a protocol", "listeners.b.hosts[0] names",
-		"listeners.b.hosts[0].certificate cert", "listeners.b.hosts[0].certificate key",
 		"listeners.b.hosts[0].client_auth mode", "listeners.b.hosts[0].routes[0] upstream",
 		"upstreams.u targets", "upstreams.u.tls server_name", "upstreams.u.tls trust_store",
 	} {

@@ -24,6 +24,7 @@ type File struct {
 
 	lines  []string
 	places map[string]place
+	parts  []*File // included files
 }
 
 // Pos is a place in a file. Line and Column count from 1, columns in characters.
@@ -75,14 +76,65 @@ func (f *File) At(path string) Pos { return f.place(path).show }
 func (f *File) KeyAt(path string) Pos { return f.place(path).key }
 
 func (f *File) place(path string) place {
+	p, _ := f.find(path)
+	return p
+}
+
+// find returns the place of a path and the file it is in.
+func (f *File) find(path string) (place, *File) {
 	for {
 		if p, ok := f.places[path]; ok {
-			return place{f.clamp(p.key), f.clamp(p.show)}
+			return place{f.clamp(p.key), f.clamp(p.show)}, f
+		}
+		for _, part := range f.parts {
+			if p, ok := part.places[path]; ok && path != "" {
+				return place{part.clamp(p.key), part.clamp(p.show)}, part
+			}
 		}
 		if path == "" {
-			return place{Pos{1, 1}, Pos{1, 1}}
+			return place{Pos{1, 1}, Pos{1, 1}}, f
 		}
 		_, path = last(path)
+	}
+}
+
+// Include adds what an included file has to f. The problems are names that both have, and sections that only the main file
+// may have.
+func (f *File) Include(part *File) (problems Problems) {
+	add := func(path, next, format string, args ...any) {
+		p := part.Problem(path, next, format, args...)
+		p.In = part
+		problems = append(problems, p)
+	}
+	from, to := part.Partial, f.Partial
+	for key, present := range map[string]bool{"include": from.Include != nil, "ops": from.Ops != nil, "log": from.Log != nil,
+		"state": from.State != "", "drain": from.Drain != 0} {
+		if present {
+			add(key, "move it to "+f.Name, "an included file has trust_stores, listeners and upstreams only, found %s", key)
+		}
+	}
+	merge(f, "trust_stores", &to.TrustStores, from.TrustStores, add)
+	merge(f, "listeners", &to.Listeners, from.Listeners, add)
+	merge(f, "upstreams", &to.Upstreams, from.Upstreams, add)
+	f.parts = append(f.parts, part)
+	if part.Config == nil {
+		f.Config = nil
+	}
+	return problems
+}
+
+func merge[T any](f *File, section string, to *map[string]T, from map[string]T, add func(path, next, format string, args ...any)) {
+	for name, v := range from {
+		path := Path(section, name)
+		if _, twice := (*to)[name]; twice {
+			place, file := f.find(path)
+			add(path, "rename or remove one of the two", "%q is there already, in %s line %d", name, file.Name, place.key.Line)
+			continue
+		}
+		if *to == nil {
+			*to = make(map[string]T)
+		}
+		(*to)[name] = v
 	}
 }
 
@@ -108,6 +160,8 @@ func (f *File) split() {
 
 // Problem is one thing that is wrong with a file, or questionable when Warning is set.
 type Problem struct {
+	// In is the included file it is in; nil means the main file.
+	In *File
 	// Path is the setting, empty for the file as a whole.
 	Path string
 	// Pos is where it stands.
@@ -122,7 +176,11 @@ type Problem struct {
 
 // Problem makes an error at path. Set Warning on the result for a warning.
 func (f *File) Problem(path, next, format string, args ...any) Problem {
-	return Problem{Path: path, Pos: f.At(path), Next: next, Message: fmt.Sprintf(format, args...)}
+	place, in := f.find(path)
+	if in == f {
+		in = nil
+	}
+	return Problem{In: in, Path: path, Pos: place.show, Next: next, Message: fmt.Sprintf(format, args...)}
 }
 
 // Problems are all that was found; nil when all is well.
@@ -136,6 +194,9 @@ func (ps Problems) HasErrors() bool {
 // Sort orders the problems by position. Those at one position keep the order in which they were found.
 func (ps Problems) Sort() {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
+		if a.In != b.In {
+			return strings.Compare(a.file(), b.file())
+		}
 		if a.Pos.Line != b.Pos.Line {
 			return a.Pos.Line - b.Pos.Line
 		}
@@ -153,6 +214,14 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// file is the name of the included file, empty for the main one, which comes first.
+func (p Problem) file() string {
+	if p.In == nil {
+		return ""
+	}
+	return p.In.Name
+}
+
 func (p Problem) headline() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:%d: ", p.Pos.Line, p.Pos.Column)
@@ -168,9 +237,14 @@ func (p Problem) headline() string {
 
 // Render writes the problems for people, in the order given: each with its source line, a caret and what to do next.
 func (f *File) Render(w io.Writer, ps Problems) error {
-	f.split()
+	main := f
 	var b strings.Builder
 	for _, p := range ps {
+		f := main
+		if p.In != nil {
+			f = p.In
+		}
+		f.split()
 		fmt.Fprintf(&b, "%s:%s\n", printable(f.Name), p.headline())
 		if p.Pos.Line >= 1 && p.Pos.Line <= len(f.lines) {
 			text, caret := excerpt(f.lines[p.Pos.Line-1], p.Pos.Column)

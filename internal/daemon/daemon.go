@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -83,12 +84,35 @@ func Load(name string, now time.Time) (*Loaded, error) {
 	}
 	l := new(Loaded)
 	l.File, l.Problems = config.Parse(name, src)
+	sums := map[string]snapshot.Sum{path: sha256.Sum256(src)}
+	for i, included := range l.File.Partial.Include {
+		l.Problems = append(l.Problems, include(l.File, config.Path("include", i), included, filepath.Dir(path), sums)...)
+	}
 	l.Snapshot, l.Sums, l.Problems = snapshot.Compile(l.File, l.Problems, filepath.Dir(path), now)
-	l.Sums[path] = sha256.Sum256(src)
+	maps.Copy(l.Sums, sums)
 	if l.Snapshot == nil {
 		return l, &ConfigError{l.File, l.Problems}
 	}
 	return l, nil
+}
+
+// include reads one included file into f.
+func include(f *config.File, at, name, dir string, sums map[string]snapshot.Sum) config.Problems {
+	path := name
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	if _, twice := sums[path]; twice {
+		return config.Problems{f.Problem(at, "remove one", "%s is included twice", name)}
+	}
+	src, err := os.ReadFile(path)
+	if err != nil {
+		sums[path] = snapshot.Sum{}
+		return config.Problems{f.Problem(at, "check the path, which is relative to "+dir, "cannot read %s: %s", name, err)}
+	}
+	sums[path] = sha256.Sum256(src)
+	part, problems := config.ParsePart(name, src)
+	return append(problems, f.Include(part)...)
 }
 
 // Loaded is what was read of a configuration.

@@ -78,8 +78,16 @@ func (w *world) file(name string, data []byte) {
 // start runs the configuration, in which BACKEND stands for backend.
 func (w *world) start(conf, backend string) {
 	w.t.Helper()
+	w.startWith(conf, backend, func(*daemon.Options) {})
+}
+
+// startWith is start with other options.
+func (w *world) startWith(conf, backend string, change func(*daemon.Options)) {
+	w.t.Helper()
 	w.file("countersign.yaml", []byte(strings.ReplaceAll(conf, "BACKEND", backend)))
-	m, err := daemon.Start(daemon.Options{Config: filepath.Join(w.dir, "countersign.yaml"), Records: w.log, Log: w.ops})
+	o := daemon.Options{Config: filepath.Join(w.dir, "countersign.yaml"), Records: w.log, Log: w.ops}
+	change(&o)
+	m, err := daemon.Start(o)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,7 +65,7 @@ type Sum = [sha256.Size]byte
 // named, by absolute path, also when the configuration is refused.
 func Compile(f *config.File, parsed config.Problems, dir string, now time.Time) (*Snapshot, map[string]Sum, config.Problems) {
 	c := &compiler{sums: make(map[string]Sum), file: f, dir: dir, now: now, problems: parsed, files: make(map[string]loaded), stores: make(map[string]*trust.Store),
-		pairs: make(map[config.KeyPair]*tls.Certificate)}
+		pairs: make(map[string]*tls.Certificate)}
 	c.sum(f.Source)
 	s := c.compile(f.Partial)
 	c.problems.Sort()
@@ -82,7 +83,7 @@ type compiler struct {
 	problems config.Problems
 	files    map[string]loaded // each file is read once, so that all who name it see the same content
 	stores   map[string]*trust.Store
-	pairs    map[config.KeyPair]*tls.Certificate
+	pairs    map[string]*tls.Certificate
 	digest   []byte
 	sums     map[string]Sum
 }
@@ -116,12 +117,15 @@ func (c *compiler) read(path, name string) ([]byte, bool) {
 	if name == "" {
 		return nil, false // reported as missing already
 	}
-	full := name
+	full, ok := c.expand(path, name)
+	if !ok {
+		return nil, false
+	}
 	if !filepath.IsAbs(full) {
 		full = filepath.Join(c.dir, full)
 	}
-	f, ok := c.files[full]
-	if !ok {
+	f, seen := c.files[full]
+	if !seen {
 		f.data, f.err = readFile(full)
 		c.files[full] = f
 		if c.sums[full] = (Sum{}); f.err == nil {
@@ -140,6 +144,23 @@ func (c *compiler) read(path, name string) ([]byte, bool) {
 	}
 	return f.data, true
 }
+
+// expand replaces ${NAME} in a path by the environment variable. A variable that is not set is an error: half a path
+// would name another file.
+func (c *compiler) expand(path, name string) (string, bool) {
+	ok := true
+	full := reference.ReplaceAllStringFunc(name, func(ref string) string {
+		value := os.Getenv(ref[2 : len(ref)-1])
+		if value == "" {
+			c.problem(path, "set it in the environment of the program", "the environment variable in %s is not set, or empty", ref)
+			ok = false
+		}
+		return value
+	})
+	return full, ok
+}
+
+var reference = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*\}`)
 
 func readFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
@@ -190,6 +211,9 @@ func (c *compiler) compile(conf *config.Config) *Snapshot {
 		if u := c.upstream(config.Path("upstreams", name), name, conf.Upstreams[name]); u != nil {
 			s.Upstreams = append(s.Upstreams, u)
 		}
+	}
+	if len(conf.Listeners) == 0 && !c.problems.HasErrors() {
+		c.problem("", "add listeners: {NAME: {listen: ..., protocol: ...}}", "no listener is configured")
 	}
 	addresses := make(map[string]string)
 	for _, name := range keys(conf.Listeners) {
@@ -392,29 +416,67 @@ func (c *compiler) hints(path string, h *config.Hints, anchors []*x509.Certifica
 }
 
 func (c *compiler) pair(path string, p config.KeyPair, names []string) *tls.Certificate {
-	if pair, ok := c.pairs[p]; ok {
+	id := fmt.Sprint(p.Cert, "|", p.Key, "|", p.PKCS12)
+	if pair, ok := c.pairs[id]; ok {
 		c.check(path, p, pair, names)
 		return pair
 	}
-	cert, ok1 := c.read(config.Path(path, "cert"), p.Cert)
-	key, ok2 := c.read(config.Path(path, "key"), p.Key)
-	if !ok1 || !ok2 {
+	var src certs.Source
+	ok1, ok2, ok3 := true, true, true
+	switch {
+	case p.PKCS12 != "" && (p.Cert != "" || p.Key != ""):
+		c.problem(path, "remove cert and key, or pkcs12", "pkcs12 holds both certificate and key, and cert or key is set too")
+		return nil
+	case p.PKCS12 != "":
+		src.PKCS12, ok1 = c.read(config.Path(path, "pkcs12"), p.PKCS12)
+	case p.Cert == "" || p.Key == "":
+		c.problem(path, "add cert: FILE and key: FILE, or pkcs12: FILE", "a certificate and its key are needed")
+		return nil
+	default:
+		src.Cert, ok1 = c.read(config.Path(path, "cert"), p.Cert)
+		src.Key, ok2 = c.read(config.Path(path, "key"), p.Key)
+	}
+	src.Password, ok3 = c.secret(config.Path(path, "password"), p.Password)
+	if !ok1 || !ok2 || !ok3 {
 		return nil
 	}
-	pair, err := certs.ParsePair(cert, key)
+	pair, warnings, err := certs.Parse(src)
 	if err != nil {
-		c.problem(path, "", "%s and %s: %s", p.Cert, p.Key, err)
+		c.problem(path, "", "%s: %s", p.String(), err)
 		return nil
+	}
+	for _, w := range warnings {
+		c.warn(path, "", "%s: %s", p.String(), w)
 	}
 	c.check(path, p, pair, names)
-	c.pairs[p] = pair
+	c.pairs[id] = pair
 	return pair
+}
+
+// secret reads what opens a key. Nil without a problem means that none is configured.
+func (c *compiler) secret(path string, s *config.Secret) ([]byte, bool) {
+	switch {
+	case s == nil:
+		return nil, true
+	case s.File != "" && s.Env != "" || s.File == "" && s.Env == "":
+		c.problem(path, "write password: {file: FILE} or password: {env: NAME}", "a password comes from a file or from an environment variable, one of them")
+		return nil, false
+	case s.File != "":
+		return c.read(config.Path(path, "file"), s.File)
+	}
+	value := os.Getenv(s.Env)
+	if value == "" {
+		c.problem(config.Path(path, "env"), "set it in the environment of the program", "the environment variable %s is not set, or empty", s.Env)
+		return nil, false
+	}
+	c.sum([]byte(value))
+	return []byte(value), true
 }
 
 // check warns of what is odd about a pair, once: hosts often share one, and its dates are the same for all.
 func (c *compiler) check(path string, p config.KeyPair, pair *tls.Certificate, names []string) {
 	for _, w := range certs.Check(pair, names, c.now) {
-		message := p.Cert + ": " + w
+		message := p.String() + ": " + w
 		if !slices.ContainsFunc(c.problems, func(other config.Problem) bool { return other.Warning && other.Message == message }) {
 			c.warn(path, "", "%s", message)
 		}
