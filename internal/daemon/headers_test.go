@@ -172,9 +172,13 @@ func TestD16(t *testing.T) {
 	}
 }
 
-// TestD18: a target's answer says nothing that we would not, and our own pages say nothing about the request or what is
+// TestAnswersLeakNothing: a target's answer says nothing that we would not, and our own pages say nothing about the request or what is
 // behind us.
-func TestD18(t *testing.T) {
+func TestAnswersLeakNothing(t *testing.T) {
+	t.Run("D18/answers and pages leak nothing", answersLeakNothing)
+}
+
+func answersLeakNothing(t *testing.T) {
 	g := newRig(t, "", ", response: 1s", false)
 	g.b.on("/leaks", raw("HTTP/1.1 200 OK\r\nX-Forwarded-Client-Cert: leak\r\nx-client-cert: leak\r\nClient-Cert: leak\r\nX_Client_Cert: leak\r\nX-Amzn-Mtls-Clientcert: leak\r\nX-Real-Ip: leak\r\nProxy-Authenticate: leak\r\nKeep-Alive: leak\r\nX-Kept: yes\r\nContent-Length: 0\r\n\r\n", true))
 	g.b.on("/secret-path", func(c *recorded, r *http.Request) bool { return false })

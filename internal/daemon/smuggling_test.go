@@ -927,8 +927,10 @@ func TestE26(t *testing.T) {
 	}
 }
 
-// TestE27: what the target gets is what the client sent, but for the documented set.
-func TestE27(t *testing.T) {
+// TestForwardedAsSent: what the target gets is what the client sent, but for the documented set.
+func TestForwardedAsSent(t *testing.T) { t.Run("E27/request as sent", forwardedAsSent) }
+
+func forwardedAsSent(t *testing.T) {
 	g := newRig(t, "", "", false)
 	g.b.on("/gz", raw("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: \"x\"\r\nContent-Length: 5\r\n\r\n\x1f\x8b\x00\xff\n", true))
 	for _, l := range listeners {
@@ -967,7 +969,9 @@ func TestE30(t *testing.T) {
 	}
 }
 
-func TestE31(t *testing.T) {
+func TestLoop(t *testing.T) { t.Run("E31/loop", loop) }
+
+func loop(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
