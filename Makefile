@@ -33,10 +33,11 @@ fuzz: ## run every fuzz target for FUZZTIME (5s)
 bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
-docs: ## write docs/reasons.md and docs/dependencies.md again
+docs: ## write docs/reasons.md, docs/dependencies.md and api/config.schema.json again
 	mkdir -p docs
 	go run ./cmd/countersign reasons > docs/reasons.md.new && mv docs/reasons.md.new docs/reasons.md
 	go test -count=1 -run '^TestDependenciesPage$$' . -args -update
+	go test -count=1 -run '^TestSchema$$' ./internal/config -args -update
 
 fmt: ## format the code
 	gofmt -w .

@@ -63,7 +63,6 @@ var vague = []string{"util", "utils", "common", "helper", "helpers", "manager", 
 
 // untested are the reasons that no test outside package reason can bring about, and why.
 var untested = map[string]string{
-	"overloaded":       "needs a process without descriptors; the accept loop's recovery is tested, the reason is not met by a client",
 	"upstream_unknown": "guards against a bug of ours: snapshot refuses routes to upstreams that are not there",
 }
 

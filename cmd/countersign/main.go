@@ -27,7 +27,8 @@ func run() int {
 		Long:          "Countersign stands in front of services, proves who every client is by certificate, tells the backend in a way\nthat cannot be forged, and explains every refusal.\n\nStart with: countersign quickstart",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(quickstartCommand(), runCommand(), checkCommand(), versionCommand(), reasonsCommand())
+	root.AddCommand(quickstartCommand(), runCommand(), checkCommand(), versionCommand(), reasonsCommand(), schemaCommand(), manCommand())
+	prepareCompletion(root)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nhint: %s --help lists what there is", err, c.CommandPath())}
 	})

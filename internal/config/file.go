@@ -123,6 +123,15 @@ func (f *File) Include(part *File) (problems Problems) {
 	return problems
 }
 
+// Sources are the texts of the file and of those it includes.
+func (f *File) Sources() [][]byte {
+	all := [][]byte{f.Source}
+	for _, part := range f.parts {
+		all = append(all, part.Source)
+	}
+	return all
+}
+
 func merge[T any](f *File, section string, to *map[string]T, from map[string]T, add func(path, next, format string, args ...any)) {
 	for name, v := range from {
 		path := Path(section, name)

@@ -75,23 +75,16 @@ func (o *ordered) put(key string, v *schema) {
 
 func (o *ordered) MarshalJSON() ([]byte, error) {
 	var b bytes.Buffer
+	b.WriteByte('{')
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // < and > stay readable
 	for i, key := range o.keys {
-		sep := byte(',')
-		if i == 0 {
-			sep = '{'
+		if i > 0 {
+			b.WriteByte(',')
 		}
-		b.WriteByte(sep)
-		for _, part := range []any{key, o.values[i]} {
-			var text bytes.Buffer
-			enc := json.NewEncoder(&text)
-			enc.SetEscapeHTML(false) // < and > stay readable
-			if err := enc.Encode(part); err != nil {
-				return nil, err
-			}
-			b.Write(bytes.TrimSpace(text.Bytes()))
-			if part == any(key) {
-				b.WriteByte(':')
-			}
+		fmt.Fprintf(&b, "%q:", key)
+		if err := enc.Encode(o.values[i]); err != nil {
+			return nil, err
 		}
 	}
 	b.WriteByte('}')
@@ -107,8 +100,10 @@ const (
 // special are the rules of single types and settings that the tags do not have: forms that exclude each other, and text
 // that YAML takes for a number.
 var special = map[string]func(*schema){
-	"KeyPair": func(s *schema) { s.OneOf = []schema{{Required: []string{"cert", "key"}}, {Required: []string{"pkcs12"}}} },
-	"Secret":  func(s *schema) { s.OneOf = []schema{{Required: []string{"file"}}, {Required: []string{"env"}}} },
+	"KeyPair": func(s *schema) {
+		s.OneOf = []schema{{Required: []string{"cert", "key"}}, {Required: []string{"pkcs12"}}}
+	},
+	"Secret": func(s *schema) { s.OneOf = []schema{{Required: []string{"file"}}, {Required: []string{"env"}}} },
 	"Health.status": func(s *schema) {
 		s.Type, s.Pattern, s.Minimum, s.Maximum = []string{"string", "integer"}, `^[1-5][0-9]{2}(-[1-5][0-9]{2})?$`, new(100), new(599)
 	},

@@ -5,16 +5,26 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"countersign/api"
 )
 
 const (
 	configFile = "countersign.yaml"
-	// configMark is the first line of a configuration that quickstart may replace.
+	schemaFile = "countersign.schema.json"
+	// schemaLine is the first line of a configuration. Editors find the schema by it.
+	schemaLine = "# yaml-language-server: $schema=./" + schemaFile + "\n"
+	// configMark begins the first line after schemaLine of a configuration that quickstart may replace.
 	configMark = "# Made by countersign quickstart."
 )
 
+// madeHere reports whether quickstart made a configuration. Those of its first versions have no schemaLine.
+func madeHere(conf []byte) bool {
+	return strings.HasPrefix(strings.TrimPrefix(string(conf), schemaLine), configMark)
+}
+
 // configText is the configuration, short enough to be read whole. Ports stand in capitals.
-const configText = configMark + ` Change it and try: countersign check -c countersign.yaml
+const configText = schemaLine + configMark + ` Change it and try: countersign check -c countersign.yaml
 # The next quickstart writes it anew and keeps yours as countersign.yaml.old. Paths are relative to this file.
 
 ops: {listen: "127.0.0.1:OPS"}       # /livez /readyz /metrics
@@ -95,8 +105,12 @@ func configFor(p ports) []byte {
 
 var anyPort = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
 
-// writeConfig writes the configuration. One that the user changed is kept beside it; other ports alone are no change.
+// writeConfig writes the configuration and its schema. A configuration that the user changed is kept beside it; other
+// ports alone are no change.
 func writeConfig(f *folder, p ports) error {
+	if err := f.write(schemaFile, []byte(api.ConfigSchema), public); err != nil {
+		return err
+	}
 	next := configFor(p)
 	old, err := f.read(configFile)
 	if err != nil || bytes.Equal(old, next) {

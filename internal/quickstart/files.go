@@ -47,8 +47,8 @@ func (f *folder) own() error {
 	if err != nil {
 		return err
 	}
-	if conf != nil && !strings.HasPrefix(string(conf), configMark) {
-		return fmt.Errorf("%s: expected a file made by quickstart (first line %q), found another; name another folder with --dir, so that yours stays as it is",
+	if conf != nil && !madeHere(conf) {
+		return fmt.Errorf("%s: expected a file made by quickstart (with the line %q), found another; name another folder with --dir, so that yours stays as it is",
 			f.path(configFile), configMark)
 	}
 	if f.lock, err = f.root.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, private); err != nil {

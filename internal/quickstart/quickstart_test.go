@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"countersign/api"
 	"countersign/internal/daemon"
 	"countersign/internal/trust"
 )
@@ -102,7 +103,7 @@ func TestFresh(t *testing.T) {
 	if err := Run(context.Background(), Options{Dir: dir, Check: true, Out: &out}); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	names := []string{"countersign.yaml", "pki/root-ca.pem", "pki/intermediate-ca.pem", "pki/clients.pem", "pki/clients.crl",
+	names := []string{"countersign.yaml", "countersign.schema.json", "pki/root-ca.pem", "pki/intermediate-ca.pem", "pki/clients.pem", "pki/clients.crl",
 		"pki/server.pem", "pki/server.key", "pki/internal-ca.pem", "pki/edge.pem", "pki/edge.key",
 		"pki/root-ca.key", "pki/intermediate-ca.key", "pki/internal-ca.key"}
 	for _, who := range []string{"alice", "dave", "bob", "carol", "mallory", "server-only"} {
@@ -143,6 +144,12 @@ func TestFresh(t *testing.T) {
 		var b strings.Builder
 		_ = l.File.Render(&b, l.Problems)
 		t.Errorf("check: %v\n%s", err, b.String())
+	}
+	if line, _, _ := strings.Cut(all[configFile], "\n"); line != "# yaml-language-server: $schema=./countersign.schema.json" {
+		t.Errorf("editors do not find the schema: the first line is %q", line)
+	}
+	if all[schemaFile] != api.ConfigSchema {
+		t.Error("the schema beside the configuration is another than the program's")
 	}
 	if strings.Contains(all[configFile], dir) {
 		t.Error("the configuration holds absolute paths")
@@ -551,6 +558,10 @@ func TestConfigKept(t *testing.T) {
 	}
 	if old, _ := f.read(configFile + ".old"); old != nil {
 		t.Error("other ports alone are no change to keep")
+	}
+	// Before there was a schema, and when somebody removes the line that names it, the mark is enough.
+	if conf := configFor(p2); !madeHere(conf) || !madeHere(bytes.TrimPrefix(conf, []byte(schemaLine))) || madeHere([]byte(schemaLine+"listeners: {}\n")) {
+		t.Error("a configuration made here is not told from another")
 	}
 	mine := append(configFor(p2), "# mine\n"...)
 	if err := f.write(configFile, mine, public); err != nil {
