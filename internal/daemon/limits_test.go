@@ -31,7 +31,7 @@ func (w *world) metric(line string) string {
 
 func (w *world) awaitMetric(line, want string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); w.metric(line) != want; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Second); w.metric(line) != want; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("%s is %q, expected %q", line, w.metric(line), want)
 		}
