@@ -226,7 +226,7 @@ type ClientAuth struct {
 	// request_unverified.
 	TrustStore string `yaml:"trust_store"`
 	// OnFailure is alert (default: a TLS alert), reset (the connection is reset, as AWS ALB does) or page (https only: the
-	// handshake ends well and every request is answered 403, with the reason and a reference).
+	// handshake ends well and every request is answered 403: certificate missing or refused, and a reference).
 	OnFailure string `yaml:"on_failure" enum:"alert,reset,page"`
 }
 
@@ -271,7 +271,7 @@ type Upstream struct {
 type Health struct {
 	// Path is requested with GET. Optional; without it a connection is enough (with its TLS handshake).
 	Path string `yaml:"path"`
-	// Host is the Host of the request. Default: tls.server_name, or the target's address.
+	// Host is the Host of the request. Default: tls.server_name, or the address of the first target.
 	Host string `yaml:"host"`
 	// Status is the good answers, as 200 or 200-399. Default 200-399.
 	Status string `yaml:"status"`

@@ -39,13 +39,72 @@ type Exchange struct {
 	// Trailer are the header lines set last on every request of the connection: where it came from, and who the client
 	// is. Identity is never taken from the request.
 	Trailer []byte
-	// Style says which headers a client must never pass through; nil means the protected set.
-	Style *identity.Style
+	// Guard says which headers a client must never pass through; nil means the protected set.
+	Guard *identity.Guard
 	// Draining reports that the connection is to end after this exchange; nil means never.
 	Draining func() bool
 
 	resp  message.Response
 	heard bool // the target has answered something
+
+	mu  sync.Mutex
+	own *upstream.Conn // carried a request body, so no other client may use it
+}
+
+// settle decides what becomes of a connection whose exchange is over. One that carried a request body stays with this
+// client: a target that takes a body for a request of its own would answer that one to whoever comes next (E32).
+func (x *Exchange) settle(target *upstream.Conn, clean, body bool) {
+	now := x.Watch.Clock.Now()
+	if !clean || !body && !target.Private {
+		target.Release(clean, now)
+		return
+	}
+	target.Private = true
+	if !target.Rest(now) {
+		return
+	}
+	x.mu.Lock()
+	old := x.own
+	x.own = target
+	x.mu.Unlock()
+	if old != nil {
+		old.Discard()
+	}
+}
+
+// keepOwn is how long a connection of its own is kept for a client that asks nothing.
+const keepOwn = 5 * time.Second
+
+// Tidy closes the connection that is kept for this client alone if it was not used for a while; all closes it at once.
+// It may be called from any goroutine.
+func (x *Exchange) Tidy(all bool) {
+	x.mu.Lock()
+	own := x.own
+	if own != nil && !all && !own.RestedFor(keepOwn, x.Watch.Clock.Now()) {
+		own = nil
+	}
+	if own != nil {
+		x.own = nil
+	}
+	x.mu.Unlock()
+	if own != nil {
+		own.Discard()
+	}
+}
+
+// acquire takes this client's own connection to the pool, or one that anybody may use.
+func (x *Exchange) acquire(pool *upstream.Pool) (*upstream.Conn, error) {
+	x.mu.Lock()
+	own := x.own
+	x.own = nil
+	x.mu.Unlock()
+	if own != nil {
+		if own.Wake(pool) {
+			return own, nil
+		}
+		own.Discard()
+	}
+	return pool.Acquire(context.Background())
 }
 
 // Result says how an exchange left the client's connection.
@@ -93,7 +152,7 @@ func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Re
 
 	body := x.Reader.Body(&req.Head, true)
 	// The pump reads into the buffer that holds the request head: what is asked of the head is asked before.
-	ask := asked{minor: req.Minor, head: req.IsHead(), keep: req.KeepAlive, framing: req.Framing, expect: req.Expect100, again: idempotent(req.Method)}
+	ask := asked{minor: req.Minor, head: req.IsHead(), keep: req.KeepAlive, framing: req.Framing, body: req.Framing != message.NoBody, expect: req.Expect100, again: idempotent(req.Method)}
 	if req.WebSocketKey != nil {
 		ask.accept = acceptKey(req.WebSocketKey)
 	}
@@ -102,7 +161,7 @@ func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Re
 	}
 
 	x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
-	target, err := pool.Acquire(context.Background())
+	target, err := x.acquire(pool)
 	for err == nil {
 		result, stale := x.attempt(&ask, body, out, rec, target, pool, buf)
 		if !stale {
@@ -124,6 +183,7 @@ type asked struct {
 	framing message.Framing
 	expect  bool   // the client waits for 100 before it sends the body
 	again   bool   // the method may be sent twice
+	body    bool   // the request has one
 	accept  string // what a target must answer to switch to WebSocket; empty for no such request
 }
 
@@ -144,8 +204,8 @@ func (x *Exchange) attempt(ask *asked, body *h1.Body, out []byte, rec *record.Re
 	x.heard = false
 	clean := false
 	defer func() {
-		x.Watch.setTarget(nil)
-		target.Release(clean, x.Watch.Clock.Now())
+		unharmed := x.Watch.setTarget(nil)
+		x.settle(target, clean && unharmed, ask.body)
 	}()
 
 	if ask.expect && !body.Done() {
@@ -224,7 +284,7 @@ func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reas
 	hops := 0
 	for i := range req.Fields {
 		f := &req.Fields[i]
-		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || x.Style.Protected(f.Name) {
+		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || x.Guard.Protected(f.Name) {
 			continue
 		}
 		if len(f.Name) == 3 && message.EqualFold(f.Name, "via") {
@@ -409,7 +469,7 @@ func (x *Exchange) appendResponse(out []byte, resp *message.Response, rechunk, k
 	out = append(out, '\r', '\n')
 	for i := range resp.Fields {
 		f := &resp.Fields[i]
-		if !f.Hop && !x.Style.Protected(f.Name) {
+		if !f.Hop && !x.Guard.Protected(f.Name) {
 			out = appendField(out, f)
 		}
 	}

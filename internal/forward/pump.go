@@ -41,7 +41,7 @@ func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *ups
 			x.Watch.Pump.Set(x.Watch.Clock, Free, 0)
 			x.Watch.Main.extend(x.Watch.Clock, AwaitTarget, pool.Response)
 			if _, ok := err.(*reason.Refusal); ok {
-				_ = target.Wire.SetDeadline(past) // the exchange must not go on waiting for an answer to half a request
+				x.Watch.endTarget() // the exchange must not go on waiting for an answer to half a request
 			}
 			p.done <- err
 		}()
@@ -133,16 +133,12 @@ func (p *pump) settled(d time.Duration) bool {
 func (p *pump) finish() error {
 	if !p.settled(20 * time.Millisecond) {
 		w := p.x.Watch
-		_ = w.Client.SetReadDeadline(past)
-		w.mu.Lock()
-		if w.target != nil {
-			_ = w.target.SetDeadline(past)
-		}
-		w.mu.Unlock()
+		w.endClient() // also a write that its read is blocked in
+		w.endTarget()
 		<-p.done
 		// Also if it has just ended well: the target's deadline has passed, for whoever would be next too.
 		p.err, p.ended = errStopped, true
-		_ = w.Client.SetReadDeadline(time.Time{})
+		_ = w.Client.SetDeadline(time.Time{})
 	}
 	return p.err
 }

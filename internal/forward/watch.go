@@ -115,16 +115,40 @@ type Watch struct {
 	gone   atomic.Bool // the client went away while it waited
 	mu     sync.Mutex
 	target *socket.Conn
+	marred bool // target was given a deadline that has passed: it is of no use to anybody else
 }
 
 // past is a deadline that has passed for certain.
 var past = time.Unix(1, 0)
 
-// setTarget tells the sweep which connection to a target is in use, or nil.
-func (w *Watch) setTarget(c *socket.Conn) {
+// setTarget tells the sweep which connection to a target is in use, or nil. It reports whether the one before is unharmed:
+// the sweep, or whoever else ends waits, has not touched it and will not any more.
+func (w *Watch) setTarget(c *socket.Conn) (unharmed bool) {
 	w.mu.Lock()
-	w.target = c
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	unharmed = !w.marred
+	w.target, w.marred = c, false
+	return unharmed
+}
+
+// endTarget makes every call on the connection to the target fail.
+func (w *Watch) endTarget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.target != nil {
+		w.marred = true
+		_ = w.target.SetDeadline(past)
+	}
+}
+
+// lastWords is the time for what is still written to a client whose time ran out: no later wait of its connection has a
+// deadline of its own (see Wait), and even a read can block in a write, where TLS 1.3 answers a KeyUpdate.
+const lastWords = 5 * time.Second
+
+// endClient makes reads from the client fail, and leaves a moment for writes.
+func (w *Watch) endClient() {
+	_ = w.Client.SetReadDeadline(past)
+	_ = w.Client.SetWriteDeadline(time.Now().Add(lastWords))
 }
 
 // Gone reports that the client went away while it waited for the target.
@@ -156,32 +180,24 @@ func (w *Watch) Sweep(now time.Time, records bool) {
 // Abandon ends an exchange that nobody waits for any more.
 func (w *Watch) Abandon() {
 	w.gone.Store(true)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.target != nil {
-		_ = w.target.SetDeadline(past)
-	}
+	w.endTarget()
 }
 
 // interrupt makes the blocked call of phase p fail.
 func (w *Watch) interrupt(p Phase) {
 	switch p {
 	case AwaitTarget, ReadingTarget, WritingTarget:
-		w.mu.Lock()
-		if w.target != nil {
-			_ = w.target.SetDeadline(past)
-		}
-		w.mu.Unlock()
+		w.endTarget()
+		_ = w.Client.SetWriteDeadline(time.Now().Add(lastWords))
 	case Tunnelling:
 		_ = w.Client.SetDeadline(past)
-		w.mu.Lock()
-		if w.target != nil {
-			_ = w.target.SetDeadline(past)
-		}
-		w.mu.Unlock()
+		w.endTarget()
 	case Idle, ReadingHead, ReadingBody:
-		_ = w.Client.SetReadDeadline(past) // an answer can still be written
+		w.endClient() // an answer can still be written
 	default:
 		_ = w.Client.SetDeadline(past)
 	}
 }
+
+// Interrupt ends a connection's wait for its next request.
+func (w *Watch) Interrupt() { w.endClient() }

@@ -49,7 +49,7 @@ func (x *Exchange) switched(rec *record.Request, target *upstream.Conn, buf *[]b
 	rec.Status = 101
 	out := append((*buf)[:0], "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"...)
 	for i := range x.resp.Fields {
-		if f := &x.resp.Fields[i]; !f.Hop && !x.Style.Protected(f.Name) {
+		if f := &x.resp.Fields[i]; !f.Hop && !x.Guard.Protected(f.Name) {
 			out = appendField(out, f)
 		}
 	}

@@ -123,9 +123,22 @@ func (f *Frontend) serve(c *conn) {
 	}
 }
 
-// welcome reports whether the listener serves the client's address.
+// welcome reports whether the listener serves the client's address, and records it if not.
 func (c *conn) welcome() bool {
-	l := c.listener.Listener
+	l := c.listener
+	if c.listed(l) {
+		return true
+	}
+	expected := "an address of this machine"
+	if !l.LocalOnly {
+		expected = fmt.Sprint(l.Sources)
+	}
+	c.book.Handshake(&record.Handshake{Ref: c.ref, Client: c.peer, Reason: reason.SourceRefused, Expected: expected, Found: c.sock.RemoteAddr().String()})
+	return false
+}
+
+// listed reports whether the client's address is one that l serves.
+func (c *conn) listed(l *active) bool {
 	if !l.LocalOnly && l.Sources == nil {
 		return true
 	}
@@ -133,16 +146,8 @@ func (c *conn) welcome() bool {
 	if !ok {
 		return true // a Unix socket: its permissions decide
 	}
-	ip := addr.AddrPort().Addr().Unmap() // CVE-2024-24790: an IPv4 address in IPv6 clothes is that IPv4 address
-	if l.LocalOnly && ip.IsLoopback() || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-		return true
-	}
-	expected := "an address of this machine"
-	if !l.LocalOnly {
-		expected = fmt.Sprint(l.Sources)
-	}
-	c.book.Handshake(&record.Handshake{Ref: c.ref, Client: c.peer, Reason: reason.SourceRefused, Expected: expected, Found: ip.String()})
-	return false
+	ip := addr.AddrPort().Addr().Unmap().WithZone("") // CVE-2024-24790: an IPv4 address in IPv6 clothes is that IPv4 address
+	return l.LocalOnly && ip.IsLoopback() || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // end closes a connection whatever happened to it.
@@ -152,6 +157,7 @@ func (f *Frontend) end(c *conn) {
 		f.log.Error("panic in a connection", "ref", c.ref, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 	}
 	c.sock.Close()
+	c.exchange.Tidy(true)
 	c.reader.Release()
 	f.table.remove(c.entry)
 	c.book.Closed(c.sock.In, c.sock.Out)
@@ -169,11 +175,10 @@ func (c *conn) prepare() {
 	if c.host != nil {
 		c.version = c.host.Auth.Version()
 	}
-	l := &c.listener.Limits
-	c.exchange = forward.Exchange{
-		Watch: &c.watch, Reader: &c.reader, Client: stream, Pools: c.f.pools,
-		Limits: limitsOf(l), Draining: c.f.draining.Load,
-	}
+	// Field by field: the sweep may be looking at what the exchange keeps between requests.
+	x := &c.exchange
+	x.Watch, x.Reader, x.Client, x.Pools = &c.watch, &c.reader, stream, c.f.pools
+	x.Limits, x.Draining = limitsOf(&c.listener.Limits), c.f.draining.Load
 }
 
 func limitsOf(l *snapshot.Limits) forward.Limits {
@@ -192,7 +197,7 @@ func (c *conn) awaitRequest() (bool, reason.Reason) {
 	if c.f.draining.Load() {
 		// The sweep ends idle connections by their read deadline, and this one is not idle any more.
 		c.watch.Main.Set(c.watch.Clock, forward.ReadingHead, c.listener.Limits.Header)
-		_ = c.sock.SetReadDeadline(time.Time{})
+		_ = c.sock.SetDeadline(time.Time{})
 	}
 	return true, reason.Unset
 }
@@ -308,6 +313,10 @@ func (c *conn) stand() reason.Reason {
 			c.rec.Found = "a listener that is no longer configured"
 			return reason.ClientNoLongerTrusted
 		}
+		if !c.listed(now) {
+			c.rec.Found = "a listener that does not serve this address any more"
+			return reason.ClientNoLongerTrusted
+		}
 		c.current(now)
 	}
 	if c.secure == nil {
@@ -320,7 +329,7 @@ func (c *conn) stand() reason.Reason {
 	}
 	version := host.Auth.Version()
 	c.host = host
-	if version == c.version && !expired {
+	if version == c.version && !expired && (c.verdict.Accepted || !host.Auth.Enforced() || host.Auth.Page) {
 		return reason.Unset
 	}
 	c.asked = nil
@@ -337,7 +346,7 @@ func (c *conn) stand() reason.Reason {
 
 // current notes the limits of the configuration in force; what was read under older ones stays read.
 func (c *conn) current(l *active) {
-	c.exchange.Limits = limitsOf(&l.Limits)
+	c.exchange.Limits, c.exchange.Guard = limitsOf(&l.Limits), c.pub.Guard
 }
 
 // requested finds the host a request names, and renders the headers its targets get about this connection.
@@ -369,7 +378,7 @@ func (c *conn) requested(req *message.Request) (*snapshot.Host, reason.Reason) {
 		c.rec.Fail(reason.IdentityTooLarge, err)
 		return nil, c.rec.Reason
 	}
-	c.exchange.Trailer, c.exchange.Style = trailer, host.Style
+	c.exchange.Trailer = trailer
 	c.asked, c.askedHost = host, append(c.askedHost[:0], req.Host...)
 	return host, reason.Unset
 }

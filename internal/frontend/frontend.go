@@ -265,8 +265,9 @@ func (f *Frontend) sweepOnce(now time.Time, n int) {
 	f.table.each(func(e *entry) {
 		e.conn.watch.Sweep(now, e.records)
 		if draining && e.conn.watch.Main.Phase() == forward.Idle && e.conn.listener.Protocol != snapshot.Passthrough {
-			_ = e.conn.sock.SetReadDeadline(time.Unix(1, 0))
+			e.conn.watch.Interrupt()
 		}
+		e.conn.exchange.Tidy(false)
 	})
 	if n%4 == 0 {
 		f.pools.Tidy(now)

@@ -51,9 +51,12 @@ func (c *conn) handshake() bool {
 	hs.Reason = reason.Completed
 	if !c.verdict.Accepted {
 		hs.Verdict = c.verdict.Reason
+		hs.Proven = true
+		if len(c.presented) > 0 {
+			hs.Leaf = c.presented[0]
+		}
 		if c.host.Auth.Page { // let in only to be told why
 			c.describe(&hs)
-			hs.Proven = true
 		}
 	}
 	c.sock.Mute, c.sock.MuteOnRead = false, false
@@ -174,15 +177,7 @@ func (c *conn) identify() {
 			return
 		}
 		c.client = identity.Present(id)
-		now := time.Now()
-		for _, cert := range c.verdict.Chain {
-			if cert.NotAfter.Before(now) {
-				continue // allowed by accept.expired_leaf: it would be verified again at every request
-			}
-			if c.validUntil.IsZero() || cert.NotAfter.Before(c.validUntil) {
-				c.validUntil = cert.NotAfter
-			}
-		}
+		c.validUntil = c.host.Auth.Store.GoodUntil(c.verdict.Chain, time.Now())
 	case c.host != nil && c.host.Auth.Mode == policy.Request:
 		c.client = identity.Absent(reason.ClientCertMissing)
 	default:

@@ -284,7 +284,7 @@ func HasToken(list []byte, token string) bool {
 // connectionTokens applies the Connection field: close and keep-alive, and marks the fields it names as hop-by-hop.
 // A client must not use it to have fields removed that carry identity, routing or framing (D02).
 func connectionTokens(h *message.Head, client bool) error {
-	closes := false
+	closes, tokens := false, 0
 	for i := range h.Fields {
 		if !message.EqualFold(h.Fields[i].Name, "connection") {
 			continue
@@ -297,6 +297,9 @@ func connectionTokens(h *message.Head, client bool) error {
 				tok, rest = rest, nil
 			}
 			tok = bytes.Trim(tok, " \t")
+			if tokens++; tokens > maxConnectionTokens { // each costs a look at every field
+				return refuse(reason.ProtectedConnectionToken, "at most 32 options in Connection", "more")
+			}
 			switch {
 			case !isToken(tok): // names no field; EqualFold below would also match beyond ASCII
 			case message.EqualFold(tok, "close"):
@@ -321,6 +324,8 @@ func connectionTokens(h *message.Head, client bool) error {
 	}
 	return nil
 }
+
+const maxConnectionTokens = 32
 
 // endToEnd names fields that Connection must never remove because they say whom the request is for and what it carries.
 func endToEnd(name []byte) bool {

@@ -167,6 +167,39 @@ func (s *Style) Protected(name []byte) bool {
 	return false
 }
 
+// Guard is the protected set of a whole configuration: that of [Protected], and the new names of every style, because a
+// backend may be reached through hosts that rename headers and through others that do not (D01). Nil is the protected
+// set alone.
+type Guard struct{ renamed []member }
+
+// NewGuard joins the new names of styles.
+func NewGuard(styles []*Style) *Guard {
+	g := new(Guard)
+	for _, s := range styles {
+		for _, m := range s.renamed {
+			if !slices.Contains(g.renamed, m) {
+				g.renamed = append(g.renamed, m)
+			}
+		}
+	}
+	return g
+}
+
+// Protected reports whether a header of this name must be removed from what any client sends. It allocates nothing.
+func (g *Guard) Protected(name []byte) bool {
+	if Protected(name) {
+		return true
+	}
+	if g != nil {
+		for i := range g.renamed {
+			if g.renamed[i].matches(name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Append appends the client's identity as complete header lines, "Name: value\r\n", in the order of the dialects. It is
 // called once per connection; for requests of a listed, authenticated proxy, whose elements of X-Forwarded-Client-Cert
 // differ, once per request with these in prior. Everybody else's prior is the zero value.

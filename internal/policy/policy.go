@@ -81,7 +81,12 @@ func Decide(q *Question) (Permit, reason.Reason) {
 		return Permit{}, reason.PolicyMismatch
 	}
 	switch q.Mode {
-	case Off, Request, RequestUnverified, PassthroughChain:
+	case Request:
+		// Absent because none was sent, or present: a certificate that was refused is neither (A38).
+		if _, verified := q.Client.Identity(); !verified && q.Client.Why() != reason.ClientCertMissing {
+			return Permit{}, reason.ClientNoLongerTrusted
+		}
+	case Off, RequestUnverified, PassthroughChain:
 	case Require:
 		if _, verified := q.Client.Identity(); !verified {
 			return Permit{}, reason.ClientNoLongerTrusted

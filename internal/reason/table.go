@@ -126,9 +126,9 @@ var table = [count]Row{
 
 	Completed:       {Code: "completed", Stage: StageForward, Fault: FaultNone, Sentence: "the request was answered in full"},
 	ClientClosed:    {Code: "client_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the client closed the connection between requests"},
-	IdleClosed:      {Code: "idle_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the connection was idle longer than limits.idle and was closed"},
+	IdleClosed:      {Code: "idle_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the connection was idle longer than its limit (limits.idle, limits.tunnel_idle) and was closed"},
 	Drained:         {Code: "drained", Stage: StageOperator, Fault: FaultNone, Sentence: "the connection ended because the listener is draining"},
-	TunnelClosed:    {Code: "tunnel_closed", Stage: StageForward, Fault: FaultNone, Sentence: "both sides of the tunnel ended it"},
+	TunnelClosed:    {Code: "tunnel_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the tunnel ended"},
 	LifetimeReached: {Code: "lifetime_reached", Stage: StageForward, Fault: FaultNone, Sentence: "the tunnel was as old as limits.lifetime allows and was closed"},
 
 	SourceRefused: {Code: "source_refused", Stage: StageAccept, Fault: FaultClient,
@@ -263,7 +263,7 @@ var table = [count]Row{
 	MethodRefused: {Code: "method_refused", Stage: StageRequest, Fault: FaultClient, Status: 405,
 		Sentence: "CONNECT and TRACE are not forwarded", Next: "use a forward proxy for CONNECT; TRACE would show the client our identity headers"},
 	UpgradeRefused: {Code: "upgrade_refused", Stage: StageRequest, Fault: FaultClient, Status: 501,
-		Sentence: "the request asks to upgrade the connection, which is not supported", Next: "send the request without Upgrade"},
+		Sentence: "the request asks to upgrade the connection, and this is no WebSocket request of a route that allows one", Next: "send the request without Upgrade, or set upgrade: [websocket] on the route"},
 	ExpectationUnsupported: {Code: "expectation_unsupported", Stage: StageRequest, Fault: FaultClient, Status: 417,
 		Sentence: "Expect asks for something else than 100-continue", Next: "drop the Expect header"},
 	ProtectedConnectionToken: {Code: "protected_connection_token", Stage: StageRequest, Fault: FaultClient, Status: 400,

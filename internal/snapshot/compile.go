@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"countersign/internal/config"
+	"countersign/internal/identity"
 	"countersign/internal/record"
 	"countersign/internal/trust"
 )
@@ -215,6 +216,15 @@ func (c *compiler) compile(conf *config.Config) *Snapshot {
 		addresses[l.Address] = name
 		s.Listeners[name] = l
 	}
+	var styles []*identity.Style
+	for _, l := range s.Listeners {
+		for _, h := range l.Hosts {
+			if h.Style != nil {
+				styles = append(styles, h.Style)
+			}
+		}
+	}
+	s.Guard = identity.NewGuard(styles)
 	c.unused(conf)
 	c.sharedNames(s)
 	return s

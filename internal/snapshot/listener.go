@@ -290,6 +290,9 @@ func (c *compiler) pool(at, name string, p Protocol, conf *config.Config) {
 
 // sources compiles who may connect.
 func (c *compiler) sources(path string, out *Listener, l *config.Listener, conf *config.Config) {
+	if len(l.Sources) > 0 && strings.HasPrefix(l.Listen, "unix:") {
+		c.problem(path, "remove sources: the permissions of the socket and its folder decide who may connect", "a Unix socket has no addresses")
+	}
 	for i, text := range l.Sources {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {

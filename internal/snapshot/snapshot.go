@@ -29,6 +29,8 @@ type Snapshot struct {
 	Upstreams []*upstream.Settings
 	// Ops is the address of the ops listener, or empty.
 	Ops string
+	// Guard is what no client may send, on any listener.
+	Guard *identity.Guard
 	// Log says which requests get a line.
 	Log record.Which
 	// Drain is how long open connections may go on after SIGTERM.
@@ -137,10 +139,14 @@ func (a *ClientAuth) Enforced() bool { return a.Mode == policy.Request || a.Mode
 
 // Version changes when the verdict on a chain that was accepted before might.
 func (a *ClientAuth) Version() string {
-	if a.Store == nil {
-		return a.Mode.String()
+	version := a.Mode.String()
+	if a.Page {
+		version += "+page" // under which a client that is refused may be connected
 	}
-	return a.Mode.String() + ":" + a.Store.Version()
+	if a.Store != nil {
+		version += ":" + a.Store.Version()
+	}
+	return version
 }
 
 // Route is where a matched request goes.

@@ -122,6 +122,9 @@ func (c *compiler) hints(path string, h *config.Hints, anchors []*x509.Certifica
 
 func (c *compiler) pair(path string, p config.KeyPair, names []string) *tls.Certificate {
 	id := fmt.Sprint(p.Cert, "|", p.Key, "|", p.PKCS12)
+	if s := p.Password; s != nil {
+		id += fmt.Sprint("|", s.File, "|", s.Env)
+	}
 	if pair, ok := c.pairs[id]; ok {
 		c.check(path, p, pair, names)
 		return pair

@@ -61,7 +61,7 @@ func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Set
 		s.Balance = upstream.LeastRequests
 	}
 	s.Health = c.health(config.Path(path, "health"), u, scheme, s.Targets)
-	id += fmt.Sprint(s.Balance)
+	id += fmt.Sprintf("|%d|", s.Balance)
 	if s.Health != nil {
 		id += fmt.Sprintf("%+v", *s.Health)
 	}
@@ -77,10 +77,13 @@ func (c *compiler) upstream(path, name string, u *config.Upstream) *upstream.Set
 		if s.TLS == nil {
 			return nil
 		}
-		id += s.TLS.ServerName + s.TLS.Store.Version()
+		id += fmt.Sprintf("|%s|%s|", s.TLS.ServerName, s.TLS.Store.Version())
 		for _, p := range s.TLS.Certificates {
-			sum := sha256.Sum256(p.Certificate[0])
-			id += hex.EncodeToString(sum[:])
+			for _, der := range p.Certificate {
+				sum := sha256.Sum256(der)
+				id += hex.EncodeToString(sum[:])
+			}
+			id += "|"
 		}
 	}
 	s.Bytes = scheme == "tcp" || scheme == "tls"
@@ -132,8 +135,11 @@ func (c *compiler) health(path string, u *config.Upstream, scheme string, target
 		if err1 != nil || err2 != nil || out.MinStatus < 200 || out.MaxStatus > 599 || out.MinStatus > out.MaxStatus {
 			c.problem(config.Path(path, "status"), "write 200 or 200-399", "%q is not a status or a range of them", h.Status)
 		}
-	} else if h.Path == "" && (h.Host != "") {
-		c.problem(config.Path(path, "host"), "add path, or remove host", "host has no meaning without path")
+	}
+	for key, present := range map[string]bool{"host": h.Host != "", "status": h.Status != ""} {
+		if present && h.Path == "" {
+			c.problem(config.Path(path, key), "add path, or remove "+key, "%s has no meaning without path", key)
+		}
 	}
 	return out
 }

@@ -347,3 +347,28 @@ func code(c int8) string {
 	}
 	return names[c]
 }
+
+// GoodUntil is when the acceptance of chain, which Verify returned, has to be looked at again: when the next of its
+// certificates expires or the next of the lists that were asked goes stale. Zero means never.
+func (s *Store) GoodUntil(chain []*x509.Certificate, now time.Time) (until time.Time) {
+	sooner := func(t time.Time) {
+		if t.After(now) && (until.IsZero() || t.Before(until)) {
+			until = t
+		}
+	}
+	for i, c := range chain {
+		sooner(c.NotAfter)
+		if !s.opts.CheckRevocation || s.opts.Stale == StaleIgnore || i+1 == len(chain) {
+			continue
+		}
+		for _, l := range s.lists[string(chain[i+1].RawSubject)] {
+			if l.covers(c) && l.signedBy(chain[i+1]) == nil {
+				sooner(l.nextUpdate)
+				if s.opts.Stale == StaleGrace {
+					sooner(l.nextUpdate.Add(s.opts.Grace))
+				}
+			}
+		}
+	}
+	return until
+}

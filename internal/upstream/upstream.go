@@ -204,6 +204,8 @@ type Conn struct {
 	Target *Target
 	// Reused says that the connection has carried an exchange before.
 	Reused bool
+	// Private says that only the client whose exchanges it has carried may use it again.
+	Private bool
 
 	pool *Pool
 	tls  *tls.Conn
@@ -400,8 +402,7 @@ func (c *Conn) Blame(err error) reason.Reason {
 // Release gives the connection back for another exchange if clean says that request and response were complete and
 // nothing is left on the connection, not even inside TLS; otherwise it closes it.
 func (c *Conn) Release(clean bool, now time.Time) {
-	if !clean || c.pool.retired.Load() || c.R.Buffered() > 0 ||
-		c.tls != nil && (c.Wire.Probe(c.read) || !c.Wire.Whole()) {
+	if !clean || c.dirty() {
 		c.Discard()
 		return
 	}
@@ -418,6 +419,37 @@ func (c *Conn) Release(clean bool, now time.Time) {
 	t.idle = append(t.idle, c)
 	t.mu.Unlock()
 	t.busy.Add(-1)
+}
+
+// Rest is Release of a connection that its owner keeps: it reports whether it can be used again, and closes it otherwise.
+// A resting connection does not count as busy.
+func (c *Conn) Rest(now time.Time) bool {
+	if c.dirty() {
+		c.Discard()
+		return false
+	}
+	c.R.Release()
+	c.idleSince, c.idle = now, true
+	c.Target.busy.Add(-1)
+	return true
+}
+
+// RestedFor reports whether the connection has been resting for d.
+func (c *Conn) RestedFor(d time.Duration, now time.Time) bool { return now.Sub(c.idleSince) >= d }
+
+// Wake makes a resting connection busy again, if it is one to pool p and nothing has come over it since.
+func (c *Conn) Wake(p *Pool) bool {
+	if c.pool != p || p.retired.Load() || c.Wire.Peek() != socket.Quiet && c.Wire.HasDescriptor() {
+		return false
+	}
+	c.Reused, c.idle = true, false
+	c.Target.busy.Add(1)
+	return true
+}
+
+// dirty reports whether anything is left on the connection, even inside TLS, or whether its pool is no more.
+func (c *Conn) dirty() bool {
+	return c.pool.retired.Load() || c.R.Buffered() > 0 || c.tls != nil && (c.Wire.Probe(c.read) || !c.Wire.Whole())
 }
 
 // Discard closes the connection.
