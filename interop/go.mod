@@ -1,3 +1,5 @@
 module countersign/interop
 
 go 1.26.0
+
+require github.com/coder/websocket v1.8.15

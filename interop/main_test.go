@@ -1,6 +1,6 @@
 // Package interop_test runs the program as it is shipped against programs nobody here wrote: curl, OpenSSL, GnuTLS,
-// Python and Node as clients, nginx, HAProxy and OpenSSL as backends. It is a module of its own and knows nothing of the
-// inside: it makes its own PKI, writes configuration files and reads log lines.
+// Python, Node and Java as clients, nginx, HAProxy and OpenSSL as backends, a WebSocket library as both. It is a module of
+// its own and knows nothing of the inside: it makes its own PKI, writes configuration files and reads log lines.
 //
 // A test whose program is missing is skipped, and says so; with COUNTERSIGN_CI=1 it fails. Everything is on 127.0.0.1.
 package interop_test
@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 
 // packages are the Debian packages that have the programs.
 var packages = map[string]string{"nginx": "nginx-light", "haproxy": "haproxy", "gnutls-cli": "gnutls-bin", "curl": "curl",
-	"openssl": "openssl", "python3": "python3", "node": "nodejs"}
+	"openssl": "openssl", "python3": "python3", "node": "nodejs", "java": "default-jdk-headless"}
 
 // need ends the test if a program is not installed.
 func need(t *testing.T, programs ...string) {

@@ -129,7 +129,7 @@ type Listener struct {
 	TLS *TLS `yaml:"tls"`
 	// Sources are the addresses that may connect, as prefixes (10.1.0.0/16) or addresses. Optional; everybody may, except
 	// on a plain listener that leads to an upstream with client_certificates, which lends our identity to whoever
-	// connects: there only this machine may, unless sources says otherwise.
+	// connects: there only loopback addresses may, unless sources says otherwise.
 	Sources []string `yaml:"sources"`
 	// DefaultHost is one of the names of a host that serves clients with no or an unknown server name. Optional; without
 	// it such clients are refused.

@@ -82,18 +82,36 @@ func record13(secret []byte, seq uint64, kind byte, data []byte) []byte {
 	return seal.Seal(head, iv, plain, head)
 }
 
+// narrow is a listener of connections with a small send buffer.
+type narrow struct{ net.Listener }
+
+func (l narrow) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096)
+	}
+	return c, err
+}
+
 // TestKeyUpdates shows that a client that asks for key updates and never reads the answers has deadlines like any other:
 // crypto/tls answers from within Read, and blocks there when the client does not read.
 func TestKeyUpdates(t *testing.T) {
 	t.Run("F05/never read", func(t *testing.T) {
 		w := newWorld(t)
 		b := echo(t, "api", nil)
-		w.start(hostileConfig, b.addr)
+		// Small buffers, so that they are full before the time for the head is over.
+		w.startWith(strings.Replace(hostileConfig, "header: 1s", "header: 3s", 1), b.addr, func(o *daemon.Options) {
+			o.Listen = func(address string) (net.Listener, error) {
+				l, err := net.Listen("tcp", address)
+				return narrow{l}, err
+			}
+		})
 		raw, err := net.Dial("tcp", w.addr("public"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer raw.Close()
+		_ = raw.(*net.TCPConn).SetReadBuffer(4096)
 		var keys bytes.Buffer
 		conf := w.client("a.test", nil)
 		conf.KeyLogWriter = &keys

@@ -129,12 +129,20 @@ func (c *conn) welcome() bool {
 	if c.listed(l) {
 		return true
 	}
-	expected := "an address of this machine"
+	expected := "a loopback address"
 	if !l.LocalOnly {
 		expected = fmt.Sprint(l.Sources)
 	}
-	c.book.Handshake(&record.Handshake{Ref: c.ref, Client: c.peer, Reason: reason.SourceRefused, Expected: expected, Found: c.sock.RemoteAddr().String()})
+	c.book.Handshake(&record.Handshake{Ref: c.ref, Client: c.peer, Reason: reason.SourceRefused, Expected: expected, Found: c.ip()})
 	return false
+}
+
+// ip is the client's address without its port.
+func (c *conn) ip() string {
+	if addr, ok := c.sock.RemoteAddr().(*net.TCPAddr); ok {
+		return addr.IP.String()
+	}
+	return "unknown" // RFC 7239 section 6: a Unix socket, or a test in memory
 }
 
 // listed reports whether the client's address is one that l serves.
@@ -386,12 +394,8 @@ func (c *conn) requested(req *message.Request) (*snapshot.Host, reason.Reason) {
 // origin renders where requests come from and who the client is.
 func (c *conn) origin(host *snapshot.Host) ([]byte, error) {
 	b := c.exchange.Trailer[:0]
-	ip, _, err := net.SplitHostPort(c.peer)
-	if err != nil {
-		ip = "unknown" // RFC 7239 section 6: no address is known (tests in memory)
-	}
 	b = append(b, "X-Forwarded-For: "...)
-	b = append(b, ip...)
+	b = append(b, c.ip()...)
 	b = append(b, "\r\nX-Forwarded-Proto: "...)
 	if c.secure != nil {
 		b = append(b, "https"...)

@@ -221,11 +221,11 @@ func (f *Frontend) admit(k string, raw net.Conn) {
 	}
 	if n := a.open.Add(1); n > int64(a.Limits.Connections) {
 		a.open.Add(-1)
-		a.book.Handshake(&record.Handshake{Ref: newRef(), Client: raw.RemoteAddr().String(), Reason: reason.ConnectionLimit})
+		a.book.Handshake(&record.Handshake{Ref: newRef(), Client: peerOf(raw), Reason: reason.ConnectionLimit})
 		raw.Close()
 		return
 	}
-	c := &conn{f: f, sock: socket.New(raw, a.Protocol == snapshot.HTTPS), ref: newRef(), peer: raw.RemoteAddr().String(), listener: a, book: a.book}
+	c := &conn{f: f, sock: socket.New(raw, a.Protocol == snapshot.HTTPS), ref: newRef(), peer: peerOf(raw), listener: a, book: a.book}
 	c.watch.Clock, c.watch.Client = &f.clock, c.sock
 	c.entry = f.table.add(k, c, a.Protocol == snapshot.HTTPS)
 	a.book.Opened()
@@ -234,6 +234,14 @@ func (f *Frontend) admit(k string, raw net.Conn) {
 		defer f.wg.Done()
 		f.serve(c)
 	}()
+}
+
+// peerOf names the client in records.
+func peerOf(c net.Conn) string {
+	if _, unix := c.RemoteAddr().(*net.UnixAddr); unix {
+		return "unix"
+	}
+	return c.RemoteAddr().String()
 }
 
 // newRef makes the reference by which a connection is found in the log.

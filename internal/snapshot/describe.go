@@ -67,7 +67,7 @@ func (h *Host) admits(l *Listener) string {
 func (l *Listener) who() string {
 	switch {
 	case l.LocalOnly:
-		return "everybody on this machine"
+		return "everybody from loopback addresses"
 	case len(l.Sources) > 0:
 		return fmt.Sprintf("everybody from %v", l.Sources)
 	}
