@@ -138,7 +138,8 @@ func (p *pump) finish() error {
 		<-p.done
 		// Also if it has just ended well: the target's deadline has passed, for whoever would be next too.
 		p.err, p.ended = errStopped, true
-		_ = w.Client.SetDeadline(time.Time{})
+		// The time for writes stays: whatever is still said to this client, no other wait may be left to bound it.
+		_ = w.Client.SetReadDeadline(time.Time{})
 	}
 	return p.err
 }
