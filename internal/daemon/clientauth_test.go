@@ -48,7 +48,7 @@ func (a answer) alert() string {
 
 // call makes one request over a new TLS connection. wrap may change how bytes leave.
 func (w *world) call(listener string, conf *tls.Config, host, path string, wrap ...func(net.Conn) net.Conn) (a answer) {
-	raw, err := net.DialTimeout("tcp", w.addr(listener), 5*time.Second)
+	raw, err := dialFrom(w.addr(listener))
 	if err != nil {
 		return answer{err: err}
 	}
@@ -362,7 +362,7 @@ func TestRefusedClientSeesAlert(t *testing.T) {
 		for range 4 {
 			wg.Go(func() {
 				for i := range 25 {
-					raw, err := net.Dial("tcp", w.addr("public"))
+					raw, err := dialFrom(w.addr("public"))
 					if err != nil {
 						t.Error(err)
 						return

@@ -100,7 +100,7 @@ func records(message []byte, size int) (out []byte) {
 // rawCall sends bytes and returns all that comes back until the end, and our address.
 func (w *world) rawCall(t testing.TB, listener string, out []byte) (back []byte, client string) {
 	t.Helper()
-	c := must(net.Dial("tcp", w.addr(listener)))(t)
+	c := must(dialFrom(w.addr(listener)))(t)
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 	if _, err := c.Write(out); err != nil {
@@ -558,7 +558,7 @@ func TestOtherDoors(t *testing.T) {
 		t.Run("A25/"+host, func(t *testing.T) {
 			before := api.seen()
 			for door, want := range map[string]int{"plain": 421, "ops": 404} {
-				c := must(net.Dial("tcp", w.addr(door)))(t)
+				c := must(dialFrom(w.addr(door)))(t)
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 				if status, body, err := roundTrip(c, bufio.NewReader(c), "GET / HTTP/1.1\r\nHost: "+host+"\r\nX-Forwarded-Proto: https\r\n\r\n"); status != want {

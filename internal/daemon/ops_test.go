@@ -200,7 +200,7 @@ func TestHostileLogLines(t *testing.T) {
 				continue // crypto/x509 does not read it, so it would not be logged
 			}
 			for _, path := range []string{"/", "/" + text[:min(len(text), 6000)], "/" + strings.Repeat("\xff", 3000), "/" + strings.Repeat("\"", 3000)} {
-				raw := must(net.Dial("tcp", w.addr("public")))(t)
+				raw := must(dialFrom(w.addr("public")))(t)
 				_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
 				conn := tls.Client(raw, w.client("a.test", c))
 				if conn.Handshake() == nil {

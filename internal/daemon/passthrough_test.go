@@ -63,7 +63,7 @@ func (w *world) pair(t *testing.T, conns <-chan *net.TCPConn) (client, target *n
 	t.Helper()
 	pairing.Lock() // the target's connections come in the order of the clients'
 	defer pairing.Unlock()
-	client = must(net.Dial("tcp", w.addr("through")))(t).(*net.TCPConn)
+	client = must(dialFrom(w.addr("through")))(t).(*net.TCPConn)
 	t.Cleanup(func() { client.Close() })
 	out := records(hello{sni: []byte("raw.test"), versions: []uint16{tls.VersionTLS13}}.message(), 16<<10)
 	if _, err := client.Write(out); err != nil {
@@ -131,7 +131,7 @@ func TestPassthrough(t *testing.T) {
 		{"66000 bytes in records of one", string(records(append([]byte{1, 1, 1, 0xd0}, make([]byte, 66000)...), 1)[:6*66000]), "hello_too_large|hello_malformed", ""},
 	} {
 		t.Run("A17/"+c.name, func(t *testing.T) {
-			conn := must(net.Dial("tcp", w.addr("through")))(t)
+			conn := must(dialFrom(w.addr("through")))(t)
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 			go func() { // a large one may be refused before it is all written
@@ -151,7 +151,7 @@ func TestPassthrough(t *testing.T) {
 	for name, out := range map[string][]byte{"silent": nil, "half a hello": good[:len(good)/2], "a record header": good[:5]} {
 		t.Run("F01/hello timeout/"+name, func(t *testing.T) {
 			t.Parallel()
-			conn := must(net.Dial("tcp", w.addr("through")))(t)
+			conn := must(dialFrom(w.addr("through")))(t)
 			defer conn.Close()
 			start := time.Now()
 			_ = conn.SetDeadline(start.Add(5 * time.Second))
@@ -167,7 +167,7 @@ func TestPassthrough(t *testing.T) {
 	}
 	t.Run("F01/hello timeout/a byte at a time", func(t *testing.T) {
 		t.Parallel()
-		conn := must(net.Dial("tcp", w.addr("through")))(t)
+		conn := must(dialFrom(w.addr("through")))(t)
 		defer conn.Close()
 		for i := range good {
 			if _, err := conn.Write(good[i : i+1]); err != nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,6 +116,16 @@ func (w *world) addr(listener string) string {
 		w.t.Fatalf("no listener %q", listener)
 	}
 	return a.String()
+}
+
+var sources atomic.Uint32
+
+// dialFrom connects from a loopback address of its own, so that the client's address tells connections apart: the system
+// gives the same port again for another destination.
+func dialFrom(addr string) (net.Conn, error) {
+	n := sources.Add(1)
+	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(n>>16), byte(n>>8), byte(n))}}
+	return d.Dial("tcp", addr)
 }
 
 // client makes a TLS client configuration for a server name, with cert if it is not nil.
