@@ -72,22 +72,6 @@ var dialectHeaders = [dialects][]string{
 	Traefik: {traefikCert, traefikInfo}, GCP: gcpHeaders[:],
 }
 
-// AppendHeaders renders c in the dialects of want, each with its defaults: see [Style.Append]. A dialect named twice is
-// rendered once.
-func (c Client) AppendHeaders(dst []byte, want []Dialect) ([]byte, error) {
-	var s Style
-	for _, d := range want {
-		if d == 0 || d >= dialects {
-			return dst, &reason.Refusal{Reason: reason.Internal, Expected: "an identity dialect", Found: d.String()}
-		}
-		if !slices.Contains(s.dialects, d) {
-			s.dialects = append(s.dialects, d)
-		}
-	}
-	out, _, err := s.Append(dst, c, ForwardedCerts{})
-	return out, err
-}
-
 func tooLarge(found string) error {
 	return &reason.Refusal{Reason: reason.IdentityTooLarge, Expected: fmt.Sprintf("at most %d bytes", MaxHeaders), Found: found}
 }

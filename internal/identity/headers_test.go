@@ -230,3 +230,18 @@ func FuzzAppendHeaders(f *testing.F) {
 		}
 	})
 }
+
+// AppendHeaders renders c in the dialects of want, each with its defaults, for tests that need no style.
+func (c Client) AppendHeaders(dst []byte, want []Dialect) ([]byte, error) {
+	var s Style
+	for _, d := range want {
+		if d == 0 || d >= dialects {
+			return dst, &reason.Refusal{Reason: reason.Internal, Expected: "an identity dialect", Found: d.String()}
+		}
+		if !slices.Contains(s.dialects, d) {
+			s.dialects = append(s.dialects, d)
+		}
+	}
+	out, _, err := s.Append(dst, c, ForwardedCerts{})
+	return out, err
+}

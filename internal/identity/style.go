@@ -151,22 +151,6 @@ var takenNames = func() (taken []member) {
 	return taken
 }()
 
-// Protected reports whether a header of this name must be removed from what a client of this host sends: the protected
-// set, and the new names of renamed headers in any spelling (D06). It allocates nothing.
-func (s *Style) Protected(name []byte) bool {
-	if Protected(name) {
-		return true
-	}
-	if s != nil {
-		for i := range s.renamed {
-			if s.renamed[i].matches(name) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // Guard is the protected set of a whole configuration: that of [Protected], and the new names of every style, because a
 // backend may be reached through hosts that rename headers and through others that do not (D01). Nil is the protected
 // set alone.

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -498,6 +497,3 @@ func (p *Pool) retire() {
 
 // Secure reports whether the pool's targets are spoken to with TLS.
 func (p *Pool) Secure() bool { return p.TLS != nil }
-
-// String names the pool and its targets.
-func (s *Settings) String() string { return s.Name + " (" + strings.Join(s.Targets, ", ") + ")" }
