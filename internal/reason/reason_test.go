@@ -8,7 +8,7 @@ import (
 
 // TestTable holds every row to the form that its readers rely on.
 func TestTable(t *testing.T) {
-	code := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
+	code := regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*$`)
 	seen := map[string]bool{}
 	for _, r := range All() {
 		row := r.Row()

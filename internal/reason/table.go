@@ -6,7 +6,13 @@ const (
 
 	// Accept.
 	SourceRefused
+	ProxySourceRefused
+	ProxyHeaderInvalid
+	ProxyHeaderTimeout
 	ConnectionLimit
+	AddressConnections
+	AddressHandshakes
+	MemoryShed
 	Overloaded
 
 	// Hello.
@@ -20,6 +26,7 @@ const (
 	PlainHTTPOnTLS
 
 	// Handshake.
+	HandshakeOverload
 	HandshakeTimeout
 	HandshakeAborted
 	TLSVersionUnsupported
@@ -56,14 +63,21 @@ const (
 	NotVerified
 	CRLMissing
 	CRLStale
+	OCSPUnavailable
+	OCSPUnknown
+	ClientCertDenied
+	ClientCertSPIFFE
 
 	// Request.
+	H2ProtocolError
+	H2EnhanceYourCalm
 	HeaderTimeout
 	BodyTimeout
 	BadRequestLine
 	BadHeader
 	HeaderTooLarge
 	HeaderTooMany
+	TooManyForwarded
 	VersionUnsupported
 	HostMissing
 	HostInvalid
@@ -84,16 +98,32 @@ const (
 	PolicyMismatch
 	PathUnsafe
 	RouteNotFound
+	RewriteFailed
+	RedirectTooLong
+	RedirectLoop
 	ClientNoLongerTrusted
+	RouteCertMissing
+	RouteCertRefused
+	PolicyDenied
+	PolicyFailed
+	AssertedIdentityMissing
+	AssertedIdentityInvalid
+	StepUpRefused
 	PermitRefused
 	LoopDetected
+	RateLimited
+	ConcurrencyLimited
 
 	// Upstream.
 	UpstreamUnknown
 	UpstreamBusy
+	UpstreamQueueTimeout
+	UpstreamCircuitOpen
+	UpstreamNoTarget
 	UpstreamConnectFailed
 	UpstreamConnectTimeout
 	UpstreamTLSFailed
+	UpstreamNoHTTP2
 	UpstreamCertRefused
 	UpstreamClientCertNone
 	UpstreamTimeout
@@ -105,12 +135,14 @@ const (
 
 	// Forward.
 	Completed
+	AnsweredHere
 	ClientClosed
 	IdleClosed
 	TunnelClosed
 	LifetimeReached
 	ClientAborted
 	WriteTimeout
+	RecordFlood
 
 	// Operator.
 	Drained
@@ -125,6 +157,7 @@ var table = [count]Row{
 		Sentence: "no stage decided how this ended", Next: "report this as a bug with the log line"},
 
 	Completed:       {Code: "completed", Stage: StageForward, Fault: FaultNone, Sentence: "the request was answered in full"},
+	AnsweredHere:    {Code: "answered_here", Stage: StageRoute, Fault: FaultNone, Sentence: "the request was answered by this program from configured values (an exemption, a redirect, a fixed response, a maintenance page or a step-up) and not forwarded"},
 	ClientClosed:    {Code: "client_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the client closed the connection between requests"},
 	IdleClosed:      {Code: "idle_closed", Stage: StageForward, Fault: FaultNone, Sentence: "the connection was idle longer than its limit (limits.idle, limits.tunnel_idle) and was closed"},
 	Drained:         {Code: "drained", Stage: StageOperator, Fault: FaultNone, Sentence: "the connection ended because the listener is draining"},
@@ -133,8 +166,20 @@ var table = [count]Row{
 
 	SourceRefused: {Code: "source_refused", Stage: StageAccept, Fault: FaultClient,
 		Sentence: "the listener does not serve the client's address", Next: "add the address to the listener's sources if it should be served"},
+	ProxySourceRefused: {Code: "proxy_source_refused", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "the listener serves proxies that send a PROXY header, and this address is not one of them", Next: "add the proxy's address to proxy_protocol.from of the listener, or connect through a proxy that is listed"},
+	ProxyHeaderInvalid: {Code: "proxy_header_invalid", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "a proxy that is listed in proxy_protocol.from did not begin its connection with a PROXY header that can be read", Next: "let the proxy send PROXY protocol version 1 or 2 (send-proxy-v2 in HAProxy, proxy_protocol on in nginx), also in its health checks"},
+	ProxyHeaderTimeout: {Code: "proxy_header_timeout", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "the PROXY header did not arrive whole within limits.handshake", Next: "let the proxy send the PROXY header as soon as it has connected"},
 	ConnectionLimit: {Code: "connection_limit", Stage: StageAccept, Fault: FaultOperator,
 		Sentence: "the listener already has limits.connections connections", Next: "raise limits.connections of the listener, or find out who holds them"},
+	AddressConnections: {Code: "address_connections", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "the client's address (IPv6: its /64) already has limits.connections_per_address connections", Next: "if many clients share the address (NAT, a proxy), raise limits.connections_per_address; otherwise find out what the client is doing"},
+	AddressHandshakes: {Code: "address_handshakes", Stage: StageAccept, Fault: FaultClient,
+		Sentence: "the client's address (IPv6: its /64) opens connections faster than limits.handshakes_per_address allows", Next: "let the client keep its connections; if many clients share the address (NAT, a proxy), raise limits.handshakes_per_address"},
+	MemoryShed: {Code: "memory_shed", Stage: StageAccept, Fault: FaultOperator,
+		Sentence: "the process is short of memory: new connections are refused and idle ones are closed until it is not", Next: "give it more memory (the container's limit, or GOMEMLIMIT), or lower limits.connections"},
 	Overloaded: {Code: "overloaded", Stage: StageAccept, Fault: FaultOperator, Status: 503,
 		Sentence: "the process has no descriptor or memory left for this connection", Next: "raise the open-files limit (ulimit -n, LimitNOFILE) or lower limits.connections"},
 
@@ -155,6 +200,8 @@ var table = [count]Row{
 	PlainHTTPOnTLS: {Code: "plain_http_on_tls", Stage: StageHello, Fault: FaultClient,
 		Sentence: "the client sent plain HTTP to a TLS port", Next: "use https://"},
 
+	HandshakeOverload: {Code: "handshake_overload", Stage: StageHandshake, Fault: FaultOperator,
+		Sentence: "more handshakes wait for a processor than can be done in time, and this client's address had the most of them or waited longest", Next: "see which addresses they come from (limits.handshakes_per_address bounds each), let clients keep connections and resume sessions, or add processors"},
 	HandshakeTimeout: {Code: "handshake_timeout", Stage: StageHandshake, Fault: FaultClient, ALB: "HandshakeTimeout",
 		Sentence: "the TLS handshake did not finish in time", Next: "check the client for a prompt (PIN, key access) or a slow network; limits.handshake sets the time"},
 	HandshakeAborted: {Code: "handshake_aborted", Stage: StageHandshake, Fault: FaultClient,
@@ -181,7 +228,7 @@ var table = [count]Row{
 		Sentence: "the client certificate is not a certificate that can be read", Next: "re-issue the certificate; the detail in the log line names the defect"},
 	ClientCertTooMany: {Code: "client_cert_too_many", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertMaxChainDepthExceeded",
 		Sentence: "the client sent more certificates than accept.max_presented", Next: "let the client send its certificate and the intermediates only, without the root and without strangers"},
-	ClientCertTooLarge: {Code: "client_cert_too_large", Stage: StageHandshake, Fault: FaultClient, Status: 400,
+	ClientCertTooLarge: {Code: "client_cert_too_large", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertMaxSizeExceeded",
 		Sentence: "the certificates the client sent are larger than 32 KiB together", Next: "send fewer or smaller certificates"},
 	ClientCertVersion: {Code: "client_cert_version", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertInvalid",
 		Sentence: "a certificate is not X.509 version 3", Next: "re-issue it as version 3"},
@@ -227,7 +274,19 @@ var table = [count]Row{
 		Sentence: "the trust store checks revocation, but has no list of this certificate's issuer", Next: "add the issuer's CRL to revocation.crls, or set revocation.missing"},
 	CRLStale: {Code: "crl_stale", Stage: StageHandshake, Fault: FaultOperator, Status: 400, ALB: "ClientCertCrlProcessingError",
 		Sentence: "the issuer's revocation list is past its nextUpdate", Next: "fetch the CA's current list, or set revocation.stale"},
+	OCSPUnavailable: {Code: "ocsp_unavailable", Stage: StageHandshake, Fault: FaultOperator, Status: 400, ALB: "ClientCertCrlProcessingError",
+		Sentence: "the trust store requires an OCSP answer for this certificate and there is no valid one", Next: "check the responder (the condition names it and its last error), or set revocation.ocsp.mode: prefer"},
+	OCSPUnknown: {Code: "ocsp_unknown", Stage: StageHandshake, Fault: FaultOperator, Status: 400, ALB: "ClientCertCrlProcessingError",
+		Sentence: "the OCSP responder does not know this certificate", Next: "ask the CA whether it issued the certificate; a responder that is behind its CA answers so for new ones"},
+	ClientCertDenied: {Code: "client_cert_denied", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertCrlHit",
+		Sentence: "a certificate of the chain is on the trust store's deny list", Next: "remove the entry that found names from revocation.deny if the client should be let in again"},
+	ClientCertSPIFFE: {Code: "client_cert_spiffe", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertInvalid",
+		Sentence: "the certificate is not an X.509-SVID of the trust store's SPIFFE trust domain", Next: "issue one whose only URI name is a SPIFFE ID of that trust domain"},
 
+	H2ProtocolError: {Code: "h2_protocol_error", Stage: StageRequest, Fault: FaultClient, Status: 400,
+		Sentence: "the client broke the rules of HTTP/2 (RFC 9113)", Next: "the record says which rule; report it to whoever makes the client"},
+	H2EnhanceYourCalm: {Code: "h2_enhance_your_calm", Stage: StageRequest, Fault: FaultClient,
+		Sentence: "the client made far more work on a connection of HTTP/2 than it used: streams opened and reset, empty frames, pings or settings", Next: "if the client is one of yours, find out what it repeats; an attack looks the same"},
 	HeaderTimeout: {Code: "header_timeout", Stage: StageRequest, Fault: FaultClient, Status: 408,
 		Sentence: "the request head did not arrive in time", Next: "check the client or the network; limits.header sets the time"},
 	BodyTimeout: {Code: "body_timeout", Stage: StageRequest, Fault: FaultClient, Status: 408,
@@ -237,9 +296,11 @@ var table = [count]Row{
 	BadHeader: {Code: "bad_header", Stage: StageRequest, Fault: FaultClient, Status: 400,
 		Sentence: "a header line is malformed: bare LF, folding, control character, space before the colon or no name", Next: "fix the client (RFC 9112 section 5)"},
 	HeaderTooLarge: {Code: "header_too_large", Stage: StageRequest, Fault: FaultClient, Status: 431,
-		Sentence: "the request head is larger than limits.header_bytes", Next: "send fewer or smaller header fields, cookies above all"},
+		Sentence: "the request head is larger than limits.header_bytes, or than its target takes over HTTP/2", Next: "send fewer or smaller header fields, cookies above all"},
 	HeaderTooMany: {Code: "header_too_many", Stage: StageRequest, Fault: FaultClient, Status: 431,
 		Sentence: "the request has more header fields than limits.header_fields", Next: "send fewer header fields"},
+	TooManyForwarded: {Code: "too_many_forwarded", Stage: StageRequest, Fault: FaultClient, Status: 400,
+		Sentence: "X-Forwarded-For or Forwarded names more than 30 addresses", Next: "find out which proxies pass the request on to each other; AWS ALB answers such a request with 463"},
 	VersionUnsupported: {Code: "version_unsupported", Stage: StageRequest, Fault: FaultClient, Status: 505,
 		Sentence: "the request is neither HTTP/1.0 nor HTTP/1.1", Next: "use HTTP/1.1"},
 	HostMissing: {Code: "host_missing", Stage: StageRequest, Fault: FaultClient, Status: 400,
@@ -276,22 +337,55 @@ var table = [count]Row{
 	PathUnsafe: {Code: "path_unsafe", Stage: StageRoute, Fault: FaultClient, Status: 400,
 		Sentence: "the path can be read in more than one way: dot segments, //, backslash, NUL, encoded slash or bad percent-encoding", Next: "send the plain path, or list the spelling in the route's allow_path if the backend needs it"},
 	RouteNotFound: {Code: "route_not_found", Stage: StageRoute, Fault: FaultClient, Status: 404,
-		Sentence: "no route of the host matches the path", Next: "add a route, or one without match as the last"},
+		Sentence: "no route of the host matches the request", Next: "add a route, or one without match as the last"},
+	RewriteFailed: {Code: "rewrite_failed", Stage: StageRoute, Fault: FaultOperator, Status: 500,
+		Sentence: "the route's rewrite made something of the request's path that is no plain path", Next: "correct the route's rewrite; an expression whose group may be empty makes double slashes"},
+	RedirectTooLong: {Code: "redirect_too_long", Stage: StageRoute, Fault: FaultClient, Status: 507,
+		Sentence: "the route's redirect would lead to a URL of more than 8 KiB", Next: "send a shorter URL, or leave the path or query out of the redirect"},
+	RedirectLoop: {Code: "redirect_loop", Stage: StageRoute, Fault: FaultOperator, Status: 508,
+		Sentence: "the route's redirect leads to the URL that was asked for", Next: "change the redirect, or limit the route so that it does not match where it leads"},
 	ClientNoLongerTrusted: {Code: "client_no_longer_trusted", Stage: StageRoute, Fault: FaultClient, Status: 403,
 		Sentence: "the client was accepted when it connected, but is refused by the policy in force now", Next: "see found for the new verdict; reconnect with a certificate that is accepted"},
+	RouteCertMissing: {Code: "route_cert_missing", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "the route requires a client certificate and this connection was made without one", Next: "connect again with a certificate: a connection that has begun cannot be asked for one (TLS 1.3, RFC 8740)"},
+	RouteCertRefused: {Code: "route_cert_refused", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "the client's certificate is not accepted by the route's own trust store", Next: "see found for the verdict; use a certificate of a CA that this route trusts"},
+	PolicyDenied: {Code: "policy_denied", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "the route's allow expression does not allow this client and request", Next: "compare the client's names with the expression, which found points to"},
+	PolicyFailed: {Code: "policy_failed", Stage: StageRoute, Fault: FaultOperator, Status: 403,
+		Sentence: "the route's allow expression could not be evaluated, which denies", Next: "read the detail in the log line and guard the expression, for example with has() or size()"},
+	AssertedIdentityMissing: {Code: "asserted_identity_missing", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "a trusted proxy sent a request without the identity of its client, which this host requires", Next: "let the proxy send the header of the configured dialect, or use a certificate that is not listed in trusted_proxies"},
+	AssertedIdentityInvalid: {Code: "asserted_identity_invalid", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "the certificate that a trusted proxy asserted for its client is not accepted", Next: "see found for the verdict; the client behind the proxy needs a certificate of the trust store that trusted_proxies names"},
+	StepUpRefused: {Code: "step_up_refused", Stage: StageRoute, Fault: FaultClient, Status: 403,
+		Sentence: "a step-up code or cookie is not valid: expired, used before, of another browser or of another certificate", Next: "begin again at the page that needs the certificate"},
 	PermitRefused: {Code: "permit_refused", Stage: StageRoute, Fault: FaultSelf, Status: 500,
 		Sentence: "a request reached forwarding without a permit of its own", Next: "report this as a bug with the log line"},
 	LoopDetected: {Code: "loop_detected", Stage: StageRoute, Fault: FaultOperator, Status: 508,
 		Sentence: "the request has passed through this program too often", Next: "an upstream's targets lead back to this listener; correct them"},
 
+	RateLimited: {Code: "rate_limited", Stage: StageRoute, Fault: FaultClient, Status: 429,
+		Sentence: "the client makes requests faster than rate_limits of the route, host or listener allow", Next: "wait as long as Retry-After says, or raise the limit"},
+	ConcurrencyLimited: {Code: "concurrency_limited", Stage: StageRoute, Fault: FaultClient, Status: 429,
+		Sentence: "the client already has as many requests under way as concurrency of the route, host or listener allows", Next: "let requests end before more are made, or raise the limit"},
+
 	UpstreamUnknown: {Code: "upstream_unknown", Stage: StageUpstream, Fault: FaultSelf, Status: 503,
 		Sentence: "the route's upstream is not there", Next: "report this as a bug with the log line"},
 	UpstreamBusy: {Code: "upstream_busy", Stage: StageUpstream, Fault: FaultUpstream, Status: 503,
 		Sentence: "every target has its limit of connections in use", Next: "raise the upstream's max_connections, add targets, or find out why they are slow"},
+	UpstreamQueueTimeout: {Code: "upstream_queue_timeout", Stage: StageUpstream, Fault: FaultUpstream, Status: 503,
+		Sentence: "the request waited for a place at the upstream and got none in time", Next: "add targets, raise max_requests or max_connections, or find out why the targets are slow; queue_timeout sets the time"},
+	UpstreamCircuitOpen: {Code: "upstream_circuit_open", Stage: StageUpstream, Fault: FaultUpstream, Status: 503,
+		Sentence: "the upstream has its limit of requests under way", Next: "raise the upstream's max_requests, let requests wait with max_pending, or find out why the targets are slow"},
+	UpstreamNoTarget: {Code: "upstream_no_target", Stage: StageUpstream, Fault: FaultOperator, Status: 503,
+		Sentence: "the configuration leaves the upstream no target for new requests", Next: "set a target's state to active and its weight to 1 or more"},
 	UpstreamConnectFailed: {Code: "upstream_connect_failed", Stage: StageUpstream, Fault: FaultUpstream, Status: 502,
 		Sentence: "no connection to the target could be made", Next: "check that the target listens and that its address is right"},
 	UpstreamConnectTimeout: {Code: "upstream_connect_timeout", Stage: StageUpstream, Fault: FaultUpstream, Status: 504,
 		Sentence: "the target did not accept a connection in time", Next: "check the target and the network between; timeouts.connect sets the time"},
+	UpstreamNoHTTP2: {Code: "upstream_no_http2", Stage: StageUpstream, Fault: FaultUpstream, Status: 502,
+		Sentence: "the target did not choose HTTP/2", Next: "let the target speak HTTP/2 (ALPN h2), or leave protocol_version of the upstream at http1"},
 	UpstreamTLSFailed: {Code: "upstream_tls_failed", Stage: StageUpstream, Fault: FaultUpstream, Status: 502,
 		Sentence: "the TLS handshake with the target failed", Next: "check that the target speaks TLS and accepts our client certificate (tls.client_certificates)"},
 	UpstreamCertRefused: {Code: "upstream_cert_refused", Stage: StageUpstream, Fault: FaultUpstream, Status: 502,
@@ -315,6 +409,8 @@ var table = [count]Row{
 		Sentence: "the client went away before its answer was complete", Next: "look at the client's own error or time-out"},
 	WriteTimeout: {Code: "write_timeout", Stage: StageForward, Fault: FaultClient,
 		Sentence: "the client did not read its answer in time", Next: "check the client or the network; limits.write_idle sets the time"},
+	RecordFlood: {Code: "record_flood", Stage: StageForward, Fault: FaultClient,
+		Sentence: "the client sent thousands of TLS records that carry nothing, such as KeyUpdates and empty ones", Next: "check the client's TLS library; an attack looks like this"},
 
 	ShutdownForced: {Code: "shutdown_forced", Stage: StageOperator, Fault: FaultOperator,
 		Sentence: "the connection was cut at the end of the drain time", Next: "raise drain if such connections should finish"},
