@@ -46,6 +46,13 @@ type Request struct {
 	Host []byte
 	// Expect100 is set when the client waits for 100 (Continue) before it sends the body.
 	Expect100 bool
+	// ClassReason says how the request deviates from RFC 9112, also if that is why it is refused.
+	ClassReason ClassReason
+	// CloseAfter says that both connections end after this request: nothing that was behind an ambiguous request is the
+	// answer to the next (see [Mitigation]). KeepAlive is false then.
+	CloseAfter bool
+	// TrailersWanted is set when the client says that it reads trailers (TE: trailers).
+	TrailersWanted bool
 	// WebSocketKey is the key of a valid request to switch to WebSocket (RFC 6455 section 4.2.1), nil for any other request.
 	WebSocketKey []byte
 }
