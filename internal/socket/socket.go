@@ -4,6 +4,7 @@ package socket
 
 import (
 	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -17,10 +18,25 @@ type Conn struct {
 	net.Conn
 	// In and Out count bytes on the wire. Owned by the reader and the writer.
 	In, Out int64
+	// Records counts the TLS records that have begun to arrive. Owned by the reader.
+	Records int64
+
+	// Before, if not nil, is called before each read from the connection and each write to it: what calls may wait there, and
+	// whoever holds something that others wait for can let go of it. To be changed only while nobody reads or writes.
+	Before func()
 
 	// Mute makes writes vanish, and MuteOnRead sets it at the next Read: where a refusal is to end in a reset, the alert that
 	// crypto/tls would send must not go out. A ChangeCipherSpec ends it: TLS 1.2 sends one when it has accepted the client.
 	Mute, MuteOnRead bool
+
+	// More lets what is written wait in the system for what is written next, and go with it in one packet. It goes without
+	// when a read finds that the peer has nothing to say first, when the connection is closed, and after the 0.2 s that the
+	// system waits. Owned by the writer, and by the reader too as long as it is set.
+	More bool
+	held bool // something may wait; owned by the reader
+	// burst is More for all that is written until it is false again, with a write behind it that nothing waits for. What
+	// crypto/tls writes for the reader, as an answer to a KeyUpdate, may come between.
+	burst atomic.Bool
 
 	raw     syscall.RawConn // nil where there is no descriptor (tests in memory)
 	probing bool
@@ -33,6 +49,13 @@ type Conn struct {
 	one    [1]byte
 	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
 	peeked State
+
+	push    func(fd uintptr) bool // bound when it is first needed
+	pushing []byte
+	pushed  int
+	failed  error
+	count   func(fd uintptr) // bound at the first call of HasArrived
+	counted int              // of them at least so many are still there
 }
 
 // New wraps c. records says that the bytes read are TLS records and that their boundaries are to be followed.
@@ -68,8 +91,18 @@ func (s *Conn) Read(p []byte) (int, error) {
 	if s.MuteOnRead {
 		s.Mute, s.MuteOnRead = true, false
 	}
-	n, err := s.Conn.Read(p)
+	if s.Before != nil {
+		s.Before()
+	}
+	n, err := 0, error(nil)
+	if s.held {
+		n, err = s.readOrPush(p)
+	}
+	if n == 0 && err == nil {
+		n, err = s.Conn.Read(p)
+	}
 	s.In += int64(n)
+	s.counted = max(s.counted-n, 0)
 	if s.track {
 		s.follow(p[:n])
 	}
@@ -84,9 +117,44 @@ func (s *Conn) Write(p []byte) (int, error) {
 		}
 		s.Mute = false
 	}
-	n, err := s.Conn.Write(p)
+	if s.Before != nil {
+		s.Before()
+	}
+	n, err := 0, error(nil)
+	switch {
+	case s.raw == nil || len(p) == 0:
+	case s.More:
+		n, err = s.hold(p)
+		s.held = s.held || n > 0
+	case s.burst.Load():
+		n, err = s.hold(p)
+	}
+	if n < len(p) && err == nil {
+		var rest int
+		rest, err = s.Conn.Write(p[n:])
+		n += rest
+	}
 	s.Out += int64(n)
 	return n, err
+}
+
+// hold gives the system what it takes of p at once, to be sent with what follows.
+func (s *Conn) hold(p []byte) (n int, err error) {
+	if s.push == nil {
+		s.push = func(fd uintptr) bool { s.pushed, s.failed = sendMore(fd, s.pushing); return true }
+	}
+	s.pushing, s.pushed, s.failed = p, 0, nil
+	_ = s.raw.Write(s.push) // a deadline is for the next write to meet
+	n, s.pushing = s.pushed, nil
+	if s.failed != nil {
+		err = s.failure("write", s.failed)
+	}
+	return n, err
+}
+
+// failure is err as package net would tell it.
+func (s *Conn) failure(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError(op, err)}
 }
 
 // CloseWrite ends the write side, where the connection can do that.
@@ -110,6 +178,7 @@ func (s *Conn) follow(p []byte) {
 		s.have += uint8(n)
 		p = p[n:]
 		if s.have == 5 {
+			s.Records++
 			s.left = int(s.header[3])<<8 | int(s.header[4])
 			s.alert.Store(s.header[0] == alert || s.header[0] == applicationData && s.left <= 2+1+16)
 			s.have = 0
@@ -159,6 +228,30 @@ func (s *Conn) Peek() State {
 	return s.peeked
 }
 
+// HasArrived reports whether at least n bytes have arrived and were not read yet; false if that cannot be told. For the
+// reader. The system is asked only when what it said before has been read: one question for all records of a burst.
+func (s *Conn) HasArrived(n int) bool {
+	if s.counted >= n || s.raw == nil {
+		return s.counted >= n
+	}
+	if s.count == nil {
+		s.count = func(fd uintptr) { s.counted = waiting(fd) }
+	}
+	if s.counted = 0; s.raw.Control(s.count) != nil {
+		return false
+	}
+	return s.counted >= n
+}
+
+// Await blocks until a read would find something, an error or the end included, or until the read deadline has passed. It
+// needs less stack for that than a Read under TLS does.
+func (s *Conn) Await() error {
+	if s.raw == nil {
+		return nil
+	}
+	return s.raw.Read(func(fd uintptr) bool { return look(int(fd)) != Quiet })
+}
+
 func look(fd int) State {
 	var one [1]byte
 	for {
@@ -172,10 +265,19 @@ func look(fd int) State {
 			return Broken
 		case n == 0:
 			return Ended
+		case failed(fd):
+			return Broken // bytes that came before a reset do not hide it
 		default:
 			return Pending
 		}
 	}
+}
+
+// failed reports whether the connection was reset, or has failed, behind what there is to read.
+func failed(fd int) bool {
+	p := [1]unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(p[:], 0)
+	return err == nil && n == 1 && p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 }
 
 // Reset makes the next Close send a TCP reset in place of an orderly end, where the connection can do that.

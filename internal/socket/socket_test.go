@@ -2,9 +2,14 @@ package socket
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"countersign/internal/testpki"
 )
@@ -64,6 +69,17 @@ func TestPeek(t *testing.T) {
 	if s.Peek() != Broken {
 		t.Error("a closed connection is not broken")
 	}
+
+	client, raw = pair(t)
+	s = New(raw, false)
+	_, _ = client.Write([]byte("x"))
+	eventually(t, Pending, s.Peek)
+	if n := testing.AllocsPerRun(100, func() { s.Peek() }); n != 0 {
+		t.Errorf("Peek of a connection with bytes allocates %v objects", n)
+	}
+	_ = client.SetLinger(0)
+	client.Close()
+	eventually(t, Broken, s.Peek) // the byte does not hide it
 }
 
 // TestRecords follows the records of a real TLS connection, cut in every way.
@@ -137,4 +153,132 @@ func TestMute(t *testing.T) {
 	if string(buf[:n]) != "a" && n != 0 {
 		t.Errorf("the peer got %q", buf[:n])
 	}
+}
+
+// say writes text that may wait for more.
+func say(t *testing.T, s *Conn, text string) {
+	t.Helper()
+	s.More = true
+	defer func() { s.More = false }()
+	if n, err := s.Write([]byte(text)); n != len(text) || err != nil {
+		t.Fatal(n, err)
+	}
+}
+
+// open is a connection and its peer.
+func open(t *testing.T) (*Conn, *net.TCPConn) {
+	peer, raw := pair(t)
+	_ = peer.SetDeadline(time.Now().Add(10 * time.Second))
+	return New(raw, false), peer
+}
+
+func TestMore(t *testing.T) {
+	expect := func(t *testing.T, peer net.Conn, text string) {
+		t.Helper()
+		got := make([]byte, len(text)+1)
+		if n, err := peer.Read(got); string(got[:n]) != text {
+			t.Fatalf("the peer reads %q, %v; expected %q", got[:n], err, text)
+		}
+	}
+	t.Run("goes with what is written next", func(t *testing.T) {
+		s, peer := open(t)
+		say(t, s, "ticket ")
+		if _, err := s.Write([]byte("answer")); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, peer, "ticket answer")
+		if s.Out != int64(len("ticket answer")) {
+			t.Error(s.Out, "bytes counted")
+		}
+	})
+	t.Run("waits for no peer that waits for it", func(t *testing.T) {
+		s, peer := open(t)
+		start := time.Now()
+		for range 30 { // the system would let go of each after 0.2 s
+			say(t, s, "ticket")
+			done := make(chan error, 1)
+			go func() {
+				_, err := s.Read(make([]byte, 1))
+				done <- err
+			}()
+			expect(t, peer, "ticket")
+			_, _ = peer.Write([]byte("x"))
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(start); d > 3*time.Second {
+			t.Error("30 times took", d)
+		}
+	})
+	t.Run("what has arrived is read", func(t *testing.T) {
+		s, peer := open(t)
+		_, _ = peer.Write([]byte("request"))
+		for s.Peek() != Pending {
+			time.Sleep(time.Millisecond)
+		}
+		say(t, s, "ticket ")
+		b := make([]byte, 99)
+		if n, err := s.Read(b); string(b[:n]) != "request" || err != nil || s.In != int64(n) {
+			t.Fatalf("%q, %v, %d", b[:n], err, s.In)
+		}
+		_, _ = s.Write([]byte("answer"))
+		expect(t, peer, "ticket answer")
+	})
+	t.Run("goes with the end", func(t *testing.T) {
+		s, peer := open(t)
+		say(t, s, "goodbye")
+		s.Close()
+		if got, err := io.ReadAll(peer); string(got) != "goodbye" || err != nil {
+			t.Fatalf("%q, %v", got, err)
+		}
+	})
+	t.Run("ends of the peer are met", func(t *testing.T) {
+		s, peer := open(t)
+		peer.Close()
+		say(t, s, "ticket")
+		if n, err := s.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Fatal(n, err)
+		}
+		s, peer = open(t)
+		_ = peer.SetLinger(0)
+		peer.Close()
+		for s.Peek() == Quiet {
+			time.Sleep(time.Millisecond)
+		}
+		s.held = true
+		if n, err := s.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Fatal(n, err)
+		}
+	})
+	t.Run("deadlines", func(t *testing.T) {
+		s, _ := open(t)
+		say(t, s, "ticket")
+		_ = s.SetReadDeadline(time.Unix(1, 0))
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	})
+	t.Run("of a Unix socket", func(t *testing.T) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ends [2]net.Conn
+		for i, fd := range fds {
+			f := os.NewFile(uintptr(fd), "")
+			if ends[i], err = net.FileConn(f); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			defer ends[i].Close()
+		}
+		s := New(ends[0], false)
+		say(t, s, "ticket")
+		go func() { time.Sleep(10 * time.Millisecond); _, _ = ends[1].Write([]byte("x")) }()
+		if n, err := s.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		expect(t, ends[1], "ticket")
+	})
 }
