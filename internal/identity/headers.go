@@ -32,12 +32,14 @@ const (
 	Traefik
 	// GCP is the X-Client-Cert-* set of Google Cloud's Application Load Balancers.
 	GCP
+	// PSD2Headers is X-Countersign-PSD2-*: what a qualified certificate says about a payment service provider.
+	PSD2Headers
 
 	dialects
 )
 
 var dialectNames = [dialects]string{
-	RFC9440: "rfc9440", ALB: "alb", XFCC: "xfcc", XSSLClient: "x_ssl_client", Traefik: "traefik", GCP: "gcp",
+	RFC9440: "rfc9440", ALB: "alb", XFCC: "xfcc", XSSLClient: "x_ssl_client", Traefik: "traefik", GCP: "gcp", PSD2Headers: "psd2",
 }
 
 // ParseDialect finds a dialect by its name in the configuration.
@@ -69,7 +71,7 @@ func (d Dialect) Headers() []string {
 // dialectHeaders are the header names of each dialect. All of them are [Protected].
 var dialectHeaders = [dialects][]string{
 	RFC9440: {clientCert, clientCertChain}, ALB: albHeaders[:], XFCC: {forwardedClientCert}, XSSLClient: xsslHeaders[:],
-	Traefik: {traefikCert, traefikInfo}, GCP: gcpHeaders[:],
+	Traefik: {traefikCert, traefikInfo}, GCP: gcpHeaders[:], PSD2Headers: psd2Headers[:],
 }
 
 func tooLarge(found string) error {
@@ -98,6 +100,7 @@ var (
 func (e *escapedPEM) append(dst, der []byte) []byte {
 	const line = 48 // octets in 64 columns of base64
 	var buf [64]byte
+	dst = slices.Grow(dst, len(der)*8/5+128) // 4/3 for base64, 3 in 64 for the ends of lines, and some that are escaped
 	dst = append(dst, "-----BEGIN%20CERTIFICATE-----%0A"...)
 	for len(der) > 0 {
 		n := min(line, len(der))

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
@@ -18,15 +19,63 @@ import (
 // Ingest reads the identity that a proxy in front of us asserts for its client. The caller has checked that the sender
 // authenticated itself with a certificate of its own and is listed as such a proxy; from anybody else these headers are
 // removed unread (D01). The zero value reads nothing and refuses.
-type Ingest struct{ dialect Dialect }
+type Ingest struct {
+	dialect  Dialect
+	appended bool
+}
 
 // NewIngest takes [RFC9440] or [XFCC], the dialects that carry a certificate and say nothing beside it that we would have
 // to believe.
-func NewIngest(d Dialect) (Ingest, error) {
-	if d != RFC9440 && d != XFCC {
+//
+// appended is for XFCC of proxies that put their own element behind those they were sent (Envoy's APPEND_FORWARD): the last
+// element is the proxy's word on its client, and those before it are of earlier hops. Without it an element is all there
+// may be.
+func NewIngest(d Dialect, appended bool) (Ingest, error) {
+	switch {
+	case d != RFC9440 && d != XFCC:
 		return Ingest{}, fmt.Errorf("an identity cannot be taken from dialect %s, only from %s and %s", d, RFC9440, XFCC)
+	case appended && d != XFCC:
+		return Ingest{}, fmt.Errorf("dialect %s has no elements of earlier hops, only %s has", d, XFCC)
 	}
-	return Ingest{d}, nil
+	return Ingest{d, appended}, nil
+}
+
+// Header returns the name of the header that holds the client's certificate.
+func (in Ingest) Header() string {
+	if in.dialect == XFCC {
+		return forwardedClientCert
+	}
+	return clientCert
+}
+
+// assertions are the names that each dialect asserts a client under, folded.
+var assertions = func() (all [dialects][]member) {
+	for _, d := range []Dialect{RFC9440, XFCC} {
+		for _, name := range dialectHeaders[d] {
+			all[d] = append(all[d], member{name: foldName(name)})
+		}
+	}
+	return all
+}()
+
+// AppendAsserted appends all that Presented would look at: names and values of the fields under the dialect's names, in
+// whatever spelling. Requests for which it appends the same assert the same, and one for which it appends nothing asserts
+// nothing. It allocates nothing but room in dst.
+func (in Ingest) AppendAsserted(dst []byte, fields []message.Field) []byte {
+	if in.dialect >= dialects {
+		return dst
+	}
+	for i := range fields {
+		f := &fields[i]
+		for j := range assertions[in.dialect] {
+			if assertions[in.dialect][j].matches(f.Name) {
+				dst = binary.AppendUvarint(dst, uint64(len(f.Name)))
+				dst = binary.AppendUvarint(append(dst, f.Name...), uint64(len(f.Value)))
+				dst = append(dst, f.Value...)
+			}
+		}
+	}
+	return dst
 }
 
 // Presented returns the certificates asserted in a request, leaf first, or none if the proxy asserted none. They are what
@@ -41,7 +90,7 @@ func (in Ingest) Presented(fields []message.Field) ([]*x509.Certificate, error) 
 	case RFC9440:
 		return presentedRFC9440(fields)
 	case XFCC:
-		return presentedXFCC(fields)
+		return presentedXFCC(fields, in.appended)
 	}
 	return nil, &reason.Refusal{Reason: reason.Internal, Expected: "a dialect to take identity from", Found: in.dialect.String()}
 }
@@ -130,9 +179,9 @@ func parseAsserted(der []byte) (*x509.Certificate, error) {
 }
 
 // presentedXFCC reads the certificate out of X-Forwarded-Client-Cert: of its one element, Chain, or Cert if there is no
-// Chain. Several elements tell of several hops, and which of them is the client is not ours to guess. What the element
-// says twice has to agree; Subject, URI and DNS are not read.
-func presentedXFCC(fields []message.Field) ([]*x509.Certificate, error) {
+// Chain. Several elements tell of several hops, and which of them is the client is not ours to guess, unless the proxy is
+// known to have appended the last one. What the element says twice has to agree; Subject, URI and DNS are not read.
+func presentedXFCC(fields []message.Field, appended bool) ([]*x509.Certificate, error) {
 	value, err := single(fields, forwardedClientCert)
 	if value == nil || err != nil {
 		return nil, err
@@ -141,11 +190,12 @@ func presentedXFCC(fields []message.Field) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(elements) != 1 {
+	if len(elements) != 1 && !appended {
 		return nil, badXFCC("one element", fmt.Sprintf("%d elements", len(elements)))
 	}
+	element := elements[len(elements)-1]
 	var leaf, certs []*x509.Certificate
-	if text := elements[0]["cert"]; text != nil {
+	if text := element["cert"]; text != nil {
 		if leaf, err = parseEscapedPEM(text[0]); err != nil {
 			return nil, err
 		}
@@ -154,7 +204,7 @@ func presentedXFCC(fields []message.Field) ([]*x509.Certificate, error) {
 		}
 		certs = leaf
 	}
-	if text := elements[0]["chain"]; text != nil {
+	if text := element["chain"]; text != nil {
 		if certs, err = parseEscapedPEM(text[0]); err != nil {
 			return nil, err
 		}
@@ -165,7 +215,7 @@ func presentedXFCC(fields []message.Field) ([]*x509.Certificate, error) {
 	if certs == nil {
 		return nil, badXFCC("Cert or Chain", "neither")
 	}
-	if text := elements[0]["hash"]; text != nil {
+	if text := element["hash"]; text != nil {
 		sum := sha256.Sum256(certs[0].Raw)
 		if hash, err := hex.DecodeString(text[0]); err != nil || !bytes.Equal(hash, sum[:]) {
 			return nil, badXFCC("Hash to be that of the certificate", text[0])

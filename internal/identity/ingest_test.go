@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"countersign/internal/message"
 	"countersign/internal/reason"
 )
 
@@ -83,7 +84,7 @@ func TestIngest(t *testing.T) {
 		{"D11/over the cap", XFCC, []string{x, "URI=" + strings.Repeat("a", MaxHeaders)}},
 	} {
 		t.Run(c.dialect.String()+"/"+c.name, func(t *testing.T) {
-			in, err := NewIngest(c.dialect)
+			in, err := NewIngest(c.dialect, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,9 +95,12 @@ func TestIngest(t *testing.T) {
 		})
 	}
 	for _, d := range []Dialect{0, ALB, XSSLClient, Traefik, GCP, dialects} {
-		if _, err := NewIngest(d); err == nil {
+		if _, err := NewIngest(d, false); err == nil {
 			t.Errorf("%v was accepted", d)
 		}
+	}
+	if _, err := NewIngest(RFC9440, true); err == nil {
+		t.Error("RFC 9440 with elements of earlier hops was accepted")
 	}
 	if _, err := (Ingest{}).Presented(fieldsOf(h, sf(leaf))); reasonOf(err) != reason.Internal {
 		t.Errorf("the zero Ingest: %v", err)
@@ -119,7 +123,7 @@ func TestIngest(t *testing.T) {
 		{"Cert and Chain", XFCC, []string{x, `Cert="` + pem(leaf) + `";Chain="` + pem(leaf, other) + `"`}, [][]byte{leaf, other}},
 	} {
 		t.Run(c.dialect.String()+"/accepts/"+c.name, func(t *testing.T) {
-			in, _ := NewIngest(c.dialect)
+			in, _ := NewIngest(c.dialect, false)
 			certs, err := in.Presented(fieldsOf(c.fields...))
 			if err != nil || !reflect.DeepEqual(ders(certs), c.want) {
 				t.Errorf("got %x, %v", ders(certs), err)
@@ -134,13 +138,80 @@ func TestIngest(t *testing.T) {
 				for name, value := range render(t, whole(t, d), s.client) {
 					pairs = append(pairs, name, value)
 				}
-				in, _ := NewIngest(d)
+				in, _ := NewIngest(d, false)
 				certs, err := in.Presented(fieldsOf(pairs...))
 				if err != nil || !reflect.DeepEqual(ders(certs), [][]byte{s.leaf.Raw, s.chain[0].Raw}) {
 					t.Errorf("%q: got %d certificates, %v", s.text, len(certs), err)
 				}
 			}
 		})
+	}
+}
+
+// TestIngestAppended: of a proxy that appends, the last element is its word, whatever stands in those before it.
+func TestIngestAppended(t *testing.T) {
+	s := specimenOf(t, "a")
+	pem := func(der []byte) string { return string(pemStrict.append(nil, der)) }
+	leaf, other := s.leaf.Raw, s.chain[0].Raw
+	in, err := NewIngest(XFCC, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const x = "X-Forwarded-Client-Cert"
+	for _, c := range []struct {
+		name   string
+		fields []string
+		want   [][]byte // nil for a refusal
+	}{
+		{"D04/two headers", []string{x, `Cert="` + pem(other) + `"`, x, `Cert="` + pem(leaf) + `"`}, nil},
+		{"B07/nothing in the last", []string{x, `Cert="` + pem(leaf) + `",Subject="CN=a"`}, nil},
+		{"B07/Hash of the one before", []string{x, fmt.Sprintf(`Cert="%s",Hash=%x;Cert="%s"`, pem(other), sha256.Sum256(other), pem(leaf))}, nil},
+		{"D07/quote left open by the one before", []string{x, `Subject="a,Cert="` + pem(leaf) + `"`}, nil},
+		{"D07/quote closed by the last", []string{x, `Subject="a,Cert=` + pem(leaf) + `;Subject="CN=b"`}, nil},
+		{"D07/backslash before the separator", []string{x, `URI=a\,Cert="` + pem(leaf) + `"`}, nil},
+		{"D07/empty element in front", []string{x, `,Cert="` + pem(leaf) + `"`}, nil},
+		{"one", []string{x, `Cert="` + pem(leaf) + `"`}, [][]byte{leaf}},
+		{"two", []string{x, `Cert="` + pem(other) + `",Cert="` + pem(leaf) + `"`}, [][]byte{leaf}},
+		{"a comma in quotes is no separator", []string{x, `Subject="CN=a,Cert=b",Cert="` + pem(leaf) + `";Subject="CN=c,Cert=d"`}, [][]byte{leaf}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			certs, err := in.Presented(fieldsOf(c.fields...))
+			if c.want == nil && (certs != nil || reasonOf(err) != reason.BadHeader) || c.want != nil && (err != nil || !reflect.DeepEqual(ders(certs), c.want)) {
+				t.Errorf("got %x, %v", ders(certs), err)
+			}
+		})
+	}
+}
+
+// TestAppendAsserted: what differs in anything that Presented looks at differs here too.
+func TestAppendAsserted(t *testing.T) {
+	requests := [][]string{
+		{"Client-Cert", ""}, {"Client-Cert", "a"}, {"client-cert", "a"}, {"Client_Cert", "a"}, {"Client-Cert", "a", "Client-Cert", "a"}, {"Client-Cert", "aa"},
+		{"Client-Cert", "a", "Client-Cert-Chain", "b"}, {"Client-Cert-Chain", "b", "Client-Cert", "a"}, {"Client-Cert", "a", "Client.Cert.Chain", "b"},
+		{"Client-Cert-Chain", "b"}, {"Client-Cert", "a\x11Client-Cert-Chain\x01b"},
+	}
+	in, _ := NewIngest(RFC9440, false)
+	seen := map[string]int{"": -1}
+	for i, r := range requests {
+		got := string(in.AppendAsserted(nil, fieldsOf(append([]string{"Host", "a", "X-Forwarded-Client-Cert", "c", "Client-Certs", "d"}, r...)...)))
+		if j, twice := seen[got]; twice {
+			t.Errorf("%q and %d look the same", r, j)
+		}
+		seen[got] = i
+		if again := string(in.AppendAsserted(nil, fieldsOf(append(r[:len(r):len(r)], "X-Other", "e")...))); again != got {
+			t.Errorf("%q: other fields make a difference", r)
+		}
+	}
+	if got := in.AppendAsserted(nil, fieldsOf("Host", "a", "X-Forwarded-Client-Cert", "c")); len(got) != 0 {
+		t.Errorf("nothing asserted, got %q", got)
+	}
+	x, _ := NewIngest(XFCC, false)
+	if a, b := x.AppendAsserted(nil, fieldsOf("X-Forwarded-Client-Cert", "c")), x.AppendAsserted(nil, fieldsOf("X-Forwarded-Client_Cert", "c")); len(a) == 0 || string(a) == string(b) {
+		t.Errorf("XFCC: %q and %q", a, b)
+	}
+	room, fields := make([]byte, 0, 1024), fieldsOf(requests[6]...)
+	if n := testing.AllocsPerRun(100, func() { in.AppendAsserted(room, fields) }); n != 0 {
+		t.Errorf("it allocates %v objects", n)
 	}
 }
 
@@ -169,7 +240,7 @@ func FuzzIngest(f *testing.F) {
 			d      Dialect
 			fields []string
 		}{{RFC9440, []string{"Client-Cert", a, "Client-Cert-Chain", b}}, {XFCC, []string{"X-Forwarded-Client-Cert", a}}} {
-			in, _ := NewIngest(c.d)
+			in, _ := NewIngest(c.d, false)
 			certs, err := in.Presented(fieldsOf(c.fields...))
 			if err != nil {
 				if certs != nil || reasonOf(err) != reason.BadHeader {
@@ -198,6 +269,13 @@ func FuzzIngest(f *testing.F) {
 			if !reflect.DeepEqual(ders(certs), want) {
 				t.Errorf("got %x, want %x", ders(certs), want)
 			}
+		}
+		// What is accepted of one element is accepted of the last of several, and nothing of the others.
+		one, _ := NewIngest(XFCC, false)
+		last, _ := NewIngest(XFCC, true)
+		alone, err := one.Presented(fieldsOf("X-Forwarded-Client-Cert", a))
+		if behind, err2 := last.Presented(fieldsOf("X-Forwarded-Client-Cert", `Subject="b",`+a)); err == nil && alone != nil && len(a) < MaxHeaders-100 && (err2 != nil || !reflect.DeepEqual(ders(alone), ders(behind))) {
+			t.Errorf("%q: %x alone, %x behind another, %v", a, ders(alone), ders(behind), err2)
 		}
 	})
 }
@@ -239,4 +317,20 @@ func FuzzForwardedCerts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A value of nothing but escaped quotes is work in proportion to its length.
+func TestXFCCQuotes(t *testing.T) {
+	value := []byte(`Subject="` + strings.Repeat(`\"`, 8150) + `"`)
+	fields := []message.Field{{Name: []byte("X-Forwarded-Client-Cert"), Value: value}}
+	got := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			if _, err := ParseForwardedCerts(fields); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	if n := got.AllocedBytesPerOp(); n > 20*int64(len(value)) {
+		t.Errorf("%d bytes of value cost %d of memory", len(value), n)
+	}
 }

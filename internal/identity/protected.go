@@ -57,6 +57,14 @@ func Protected(name []byte) bool {
 	return false
 }
 
+// SameFolded reports whether a name is folded, in the sense of Protected, to folded.
+func SameFolded(name []byte, folded string) bool {
+	return len(name) == len(folded) && (&member{name: folded}).matches(name)
+}
+
+// Folded is a name as SameFolded wants it.
+func Folded(name string) string { return foldName(name) }
+
 type member struct {
 	name   string
 	prefix bool

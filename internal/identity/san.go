@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"crypto/x509"
 	"net"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"countersign/internal/message"
 )
 
 // altNames are the alternative names of a certificate's subject, octet for octet as they stand in it: crypto/x509 hands
@@ -55,6 +58,17 @@ func altNamesOf(cert *x509.Certificate) (names altNames) {
 		}
 	}
 	return names
+}
+
+// HasDNS reports whether the leaf has the DNS name canonical, which is in lower case. A name that is a wildcard in the
+// certificate is no other name than itself.
+func (id *Identity) HasDNS(canonical string) bool {
+	return slices.ContainsFunc(altNamesOf(id.Leaf()).dns, func(name []byte) bool { return message.EqualFold(name, canonical) })
+}
+
+// HasURI reports whether the leaf has the URI name uri, octet for octet.
+func (id *Identity) HasURI(uri string) bool {
+	return slices.ContainsFunc(altNamesOf(id.Leaf()).uris, func(name []byte) bool { return string(name) == uri })
 }
 
 const (

@@ -241,6 +241,8 @@ func (r *rendering) append(dst []byte, c Client) (_ []byte, err error) {
 			out, err = r.appendTraefik(out)
 		case d == GCP:
 			out = r.appendGCP(out)
+		case d == PSD2Headers:
+			out = r.appendPSD2(out)
 		}
 		if err != nil {
 			return dst, err

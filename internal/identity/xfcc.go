@@ -135,15 +135,12 @@ func cutXFCCValue(s string) (value, rest string, err error) {
 		}
 		return s[:end], s[end:], nil
 	}
-	var b strings.Builder
+	var b []byte
 	backslashes := 0
 	for i := 1; i < len(s); i++ {
 		switch {
 		case s[i] == '"' && backslashes%2 == 1:
-			text := b.String() // the quote's backslash is not part of the value
-			b.Reset()
-			b.WriteString(text[:len(text)-1])
-			b.WriteByte('"')
+			b[len(b)-1] = '"' // the quote's backslash is not part of the value
 			backslashes = 0
 		case s[i] == '"' && backslashes > 0:
 			// \\" ends the value for those who know \\ as an escape, and does not for those who know \" only.
@@ -152,9 +149,9 @@ func cutXFCCValue(s string) (value, rest string, err error) {
 			if rest = s[i+1:]; rest != "" && rest[0] != ',' && rest[0] != ';' {
 				return "", "", badXFCC("a separator behind the quotes", rest)
 			}
-			return b.String(), rest, nil
+			return string(b), rest, nil
 		default:
-			if b.WriteByte(s[i]); s[i] == '\\' {
+			if b = append(b, s[i]); s[i] == '\\' {
 				backslashes++
 			} else {
 				backslashes = 0

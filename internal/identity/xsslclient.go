@@ -40,5 +40,6 @@ func (r *rendering) appendXSSLClient(dst []byte, c Client) []byte {
 	dst = appendHeader(dst, xsslHeaders[4], hex.EncodeToString(id.fingerprint[:]))
 	dst = appendHeader(dst, xsslHeaders[5], leaf.NotBefore.UTC().Format(asn1Time))
 	dst = appendHeader(dst, xsslHeaders[6], leaf.NotAfter.UTC().Format(asn1Time))
-	return appendHeader(dst, xsslHeaders[7], pemStrict.append(nil, leaf.Raw))
+	dst = append(append(dst, xsslHeaders[7]...), ": "...)
+	return append(pemStrict.append(dst, leaf.Raw), "\r\n"...)
 }
