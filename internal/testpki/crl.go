@@ -1,21 +1,30 @@
 package testpki
 
 import (
+	"crypto/sha256"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"math/big"
+	"slices"
+	"testing"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // CRLItem is what a revocation list is made of: the certificates it revokes, and options.
 type CRLItem interface{ list(*crlSpec) }
 
 type crlSpec struct {
-	tbs    tbsCertList
-	number *big.Int
-	aki    bool
-	sha1   bool
-	signer *Cert
+	tb      testing.TB
+	tbs     tbsCertList
+	revoked []byte // entries, DER
+	number  *big.Int
+	aki     bool
+	sha1    bool
+	signer  *Cert
 }
 
 // tbsCertList is RFC 5280 section 5.1.2.
@@ -24,9 +33,9 @@ type tbsCertList struct {
 	Signature  pkix.AlgorithmIdentifier
 	Issuer     asn1.RawValue
 	ThisUpdate time.Time
-	NextUpdate time.Time                 `asn1:"optional"`
-	Revoked    []pkix.RevokedCertificate `asn1:"optional"`
-	Extensions []pkix.Extension          `asn1:"tag:0,optional,explicit"`
+	NextUpdate time.Time        `asn1:"optional"`
+	Revoked    asn1.RawValue    `asn1:"optional"`
+	Extensions []pkix.Extension `asn1:"tag:0,optional,explicit"`
 }
 
 // CRL makes a revocation list of c, as DER: number 1, a minute old, good for a day.
@@ -35,7 +44,7 @@ type tbsCertList struct {
 func (c *Cert) CRL(items ...CRLItem) []byte {
 	c.tb.Helper()
 	now := time.Now()
-	s := &crlSpec{number: big.NewInt(1), aki: true, signer: c, tbs: tbsCertList{
+	s := &crlSpec{tb: c.tb, number: big.NewInt(1), aki: true, signer: c, tbs: tbsCertList{
 		Version:    1,
 		Issuer:     asn1.RawValue{FullBytes: c.Cert.RawSubject},
 		ThisUpdate: now.Add(-time.Minute).UTC(),
@@ -53,6 +62,9 @@ func (c *Cert) CRL(items ...CRLItem) []byte {
 	if s.number != nil {
 		s.ext(pkix.Extension{Id: []int{2, 5, 29, 20}, Value: must(asn1.Marshal(s.number))(c.tb)})
 	}
+	if s.revoked != nil {
+		s.tbs.Revoked = asn1.RawValue{FullBytes: wrap(0x30, s.revoked)}
+	}
 	alg := algorithm(s.signer.Key, s.sha1)
 	s.tbs.Signature = alg.id
 	return seal(c.tb, must(asn1.Marshal(s.tbs))(c.tb), s.signer.Key, alg)
@@ -61,8 +73,8 @@ func (c *Cert) CRL(items ...CRLItem) []byte {
 func (s *crlSpec) ext(e ...pkix.Extension) { s.tbs.Extensions = append(s.tbs.Extensions, e...) }
 
 func (s *crlSpec) revoke(serial *big.Int, ext ...pkix.Extension) {
-	s.tbs.Revoked = append(s.tbs.Revoked, pkix.RevokedCertificate{
-		SerialNumber: serial, RevocationTime: s.tbs.ThisUpdate, Extensions: ext})
+	entry := pkix.RevokedCertificate{SerialNumber: serial, RevocationTime: s.tbs.ThisUpdate, Extensions: ext}
+	s.revoked = append(s.revoked, must(asn1.Marshal(entry))(s.tb)...)
 }
 
 // list makes a certificate an item: it is revoked, without a reason.
@@ -80,6 +92,33 @@ func Entry(serial *big.Int, ext ...pkix.Extension) CRLItem {
 // ReasonCode is the entry extension of RFC 5280 section 5.3.1: 1 keyCompromise, 6 certificateHold, 8 removeFromCRL.
 func ReasonCode(code int) pkix.Extension {
 	return pkix.Extension{Id: []int{2, 5, 29, 21}, Value: []byte{10, 1, byte(code)}}
+}
+
+// RawEntries adds entries in DER as they are.
+func RawEntries(der []byte) CRLItem {
+	return crlFunc(func(s *crlSpec) { s.revoked = append(s.revoked, der...) })
+}
+
+// Many revokes n serial numbers of 16 octets, NthSerial(0) to NthSerial(n-1), each with a reason: 49 bytes an entry, made
+// fast.
+func Many(n int) CRLItem {
+	return crlFunc(func(s *crlSpec) {
+		s.revoked = slices.Grow(s.revoked, 49*n)
+		for i := range n {
+			s.revoked = append(s.revoked, 0x30, 47, 2, 16)
+			s.revoked = append(s.revoked, nthSerial(i)...)
+			s.revoked = append(s.revoked, "\x17\x0d261120123456Z\x30\x0c\x30\x0a\x06\x03\x55\x1d\x15\x04\x03\x0a\x01\x01"...)
+		}
+	})
+}
+
+// NthSerial is a serial number as random as those of public CAs, always the same for the same i.
+func NthSerial(i int) *big.Int { return new(big.Int).SetBytes(nthSerial(i)) }
+
+func nthSerial(i int) []byte {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i)))
+	sum[0] = sum[0]&0x3f | 0x40
+	return sum[:16]
 }
 
 // ThisUpdate sets the list's date.
@@ -122,20 +161,65 @@ func CRLSHA1() CRLItem { return crlFunc(func(s *crlSpec) { s.sha1 = true }) }
 func IDP(url string, flags ...int) pkix.Extension {
 	var body []byte
 	if url != "" {
-		name := wrap(0x86, []byte(url))
-		body = wrap(0xa0, wrap(0xa0, name))
+		body = FullName(URIName(url))
 	}
 	for _, tag := range flags {
 		body = append(body, 0x80|byte(tag), 1, 0xff)
 	}
+	return RawIDP(body)
+}
+
+// RawIDP is an issuingDistributionPoint extension with any content.
+func RawIDP(body []byte) pkix.Extension {
 	return pkix.Extension{Id: []int{2, 5, 29, 28}, Critical: true, Value: wrap(0x30, body)}
 }
 
-// DeltaIndicator is a deltaCRLIndicator extension (RFC 5280 section 5.2.4).
+// FullName is the distributionPoint field, of an issuingDistributionPoint or of a DistributionPoint, with GeneralNames.
+func FullName(names ...[]byte) []byte { return wrap(0xa0, wrap(0xa0, slices.Concat(names...))) }
+
+// RelativeName is the distributionPoint field with a name relative to the CRL issuer.
+func RelativeName() []byte {
+	return wrap(0xa0, wrap(0xa1, wrap(0x30, []byte{6, 3, 0x55, 4, 3, 12, 1, 'x'})))
+}
+
+// URIName is a GeneralName.
+func URIName(url string) []byte { return wrap(0x86, []byte(url)) }
+
+// DirectoryName is a GeneralName with a name in DER.
+func DirectoryName(raw []byte) []byte { return wrap(0xa4, raw) }
+
+// Points is a cRLDistributionPoints extension of a certificate; each point is the content of a DistributionPoint.
+func Points(points ...[]byte) Option {
+	var body []byte
+	for _, p := range points {
+		body = append(body, wrap(0x30, p)...)
+	}
+	return ExtraExt(pkix.Extension{Id: []int{2, 5, 29, 31}, Value: wrap(0x30, body)})
+}
+
+// Delta makes it a delta list on the full list of number base (RFC 5280 section 5.2.4).
+func Delta(base int64) CRLItem {
+	return crlFunc(func(s *crlSpec) {
+		s.ext(pkix.Extension{Id: []int{2, 5, 29, 27}, Critical: true, Value: must(asn1.Marshal(big.NewInt(base)))(s.tb)})
+	})
+}
+
+// DeltaIndicator is a deltaCRLIndicator extension on number 1, which with the default number 1 makes no sense.
 func DeltaIndicator() pkix.Extension {
 	return pkix.Extension{Id: []int{2, 5, 29, 27}, Critical: true, Value: []byte{2, 1, 1}}
 }
 
 func wrap(tag byte, body []byte) []byte {
-	return append([]byte{tag, byte(len(body))}, body...)
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.Tag(tag), func(b *cryptobyte.Builder) { b.AddBytes(body) })
+	return b.BytesOrPanic()
+}
+
+// Items makes one item of several.
+func Items(items ...CRLItem) CRLItem {
+	return crlFunc(func(s *crlSpec) {
+		for _, item := range items {
+			item.list(s)
+		}
+	})
 }
