@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +35,7 @@ type node struct {
 var serial int64
 
 // issue makes a certificate for key, by issuer, or self-signed if that is nil.
-func issue(t *testing.T, issuer *node, key crypto.Signer, edit func(*x509.Certificate)) *node {
+func issue(t testing.TB, issuer *node, key crypto.Signer, edit func(*x509.Certificate)) *node {
 	t.Helper()
 	serial++
 	template := &x509.Certificate{
@@ -397,5 +398,114 @@ func TestCheck(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// A Reader answers as one that has seen nothing, and parses and checks the certificates of issuers once.
+func TestReader(t *testing.T) {
+	root := issue(t, nil, ecKey(elliptic.P256()), ca("root"))
+	inter := issue(t, root, ecKey(elliptic.P256()), ca("inter"))
+	twin := issue(t, root, ecKey(elliptic.P256()), ca("inter")) // the same name with another key
+	leaf := issue(t, inter, ecKey(elliptic.P256()), leafFor("a.test"))
+	other := issue(t, inter, ecKey(elliptic.P256()), leafFor("b.test"))
+	stranger := issue(t, nil, ecKey(elliptic.P256()), ca("root"))
+	forged := *leaf.Certificate
+	forged.Raw = slices.Clone(forged.Raw)
+	forged.Raw[len(forged.Raw)-1] ^= 1 // in its signature
+	key, otherKey := keyPEM(leaf.key), keyPEM(other.key)
+	damaged := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: forged.Raw})
+	var r Reader
+	for range 2 {
+		for name, c := range map[string]struct {
+			cert, key []byte
+			want      error
+		}{
+			"new leaf, old chain":       {certPEM(leaf, twin), key, ErrChain},
+			"another root":              {certPEM(leaf, inter, stranger), key, ErrChain},
+			"signature that is damaged": {cat(damaged, certPEM(inter)), key, ErrChain},
+			"key of another":            {certPEM(leaf, inter), otherKey, ErrKeyMismatch},
+			"the wrong order":           {certPEM(inter, leaf), key, ErrChain},
+			"cut off":                   {certPEM(leaf, inter)[:700], key, ErrMalformed},
+			"good":                      {certPEM(leaf, inter, root), key, nil},
+			"another good one":          {certPEM(other, inter, root), otherKey, nil},
+		} {
+			pair, warnings, err := r.Parse(Source{Cert: c.cert, Key: c.key})
+			fresh, sameWarnings, sameErr := Parse(Source{Cert: c.cert, Key: c.key})
+			if !errors.Is(err, c.want) || fmt.Sprint(err, warnings) != fmt.Sprint(sameErr, sameWarnings) || !reflect.DeepEqual(pair, fresh) {
+				t.Errorf("H03/%s: %v, %v; one that has seen nothing: %v, %v", name, err, warnings, sameErr, sameWarnings)
+			}
+		}
+	}
+	one, _, _ := r.Parse(Source{Cert: certPEM(leaf, inter), Key: key})
+	two, _, _ := r.Parse(Source{Cert: certPEM(other, inter), Key: otherKey})
+	if &one.Certificate[1][0] != &two.Certificate[1][0] {
+		t.Error("an issuer is kept once for each of its certificates")
+	}
+	if n := len(r.issuers); n != 5 { // leaf too, from the wrong order
+		t.Errorf("%d certificates are kept, expected inter, twin, root, stranger and leaf", n)
+	}
+}
+
+// A Reader leaves to Later what only a signature can tell, and nothing else.
+func TestReaderLater(t *testing.T) {
+	root := issue(t, nil, ecKey(elliptic.P256()), ca("root"))
+	inter := issue(t, root, ecKey(elliptic.P256()), ca("inter"))
+	twin := issue(t, root, ecKey(elliptic.P256()), ca("inter"))
+	leaf := issue(t, inter, ecKey(elliptic.P256()), leafFor("a.test"))
+	other := issue(t, inter, ecKey(elliptic.P256()), leafFor("b.test"))
+	notCA := issue(t, root, ecKey(elliptic.P256()), func(c *x509.Certificate) { leafFor("no CA")(c); c.SubjectKeyId = []byte("key") })
+	underLeaf := issue(t, notCA, ecKey(elliptic.P256()), leafFor("c.test"))
+	lists := issue(t, root, ecKey(elliptic.P256()), func(c *x509.Certificate) { ca("lists")(c); c.KeyUsage = x509.KeyUsageCRLSign })
+	underLists := issue(t, lists, ecKey(elliptic.P256()), leafFor("d.test"))
+	same := issue(t, root, edKey(), func(c *x509.Certificate) { ca("inter")(c); c.SubjectKeyId = inter.SubjectKeyId })
+	bytes := slices.Clone(leaf.Raw)
+	bytes[len(bytes)-1] ^= 1
+	damaged := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: bytes})
+	var taken []Signature
+	takes := true
+	r := Reader{Later: func(s Signature) bool {
+		if takes {
+			taken = append(taken, s)
+		}
+		return takes
+	}}
+	for name, c := range map[string]struct{ cert, key []byte }{
+		"another CA of the same name": {certPEM(leaf, twin), keyPEM(leaf.key)},
+		"no issuer":                   {certPEM(leaf, root), keyPEM(leaf.key)},
+		"an issuer that is no CA":     {certPEM(underLeaf, notCA), keyPEM(underLeaf.key)},
+		"the wrong order":             {certPEM(inter, leaf), keyPEM(leaf.key)},
+		"an issuer of lists only":     {certPEM(underLists, lists), keyPEM(underLists.key)},
+		"a key of another kind":       {certPEM(leaf, same), keyPEM(leaf.key)},
+	} {
+		if _, _, err := r.Parse(Source{Cert: c.cert, Key: c.key}); !errors.Is(err, ErrChain) || len(taken) > 0 {
+			t.Errorf("%s: %v, and %d signatures were left", name, err, len(taken))
+		}
+	}
+	if _, _, err := r.Parse(Source{Cert: cat(damaged, certPEM(inter, root)), Key: keyPEM(leaf.key)}); err != nil || len(taken) != 1 {
+		t.Fatalf("damaged: %v, and %d signatures were left", err, len(taken))
+	}
+	if err := taken[0].Check(); !errors.Is(err, ErrChain) || !strings.Contains(err.Error(), "did not sign certificate 1") || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("the signature that was left: %v", err)
+	}
+	if _, _, err := r.Parse(Source{Cert: certPEM(other, inter, root), Key: keyPEM(other.key)}); err != nil || len(taken) != 2 || taken[1].Check() != nil {
+		t.Errorf("%v, and %d signatures were left, expected a good one", err, len(taken)-1)
+	}
+	takes = false
+	if _, _, err := r.Parse(Source{Cert: cat(damaged, certPEM(inter)), Key: keyPEM(leaf.key)}); !errors.Is(err, ErrChain) {
+		t.Errorf("damaged, and not taken: %v", err)
+	}
+}
+
+// BenchmarkParse is one pair as a public CA issues them: a leaf and an intermediate.
+func BenchmarkParse(b *testing.B) {
+	inter := issue(b, issue(b, nil, ecKey(elliptic.P256()), ca("root")), ecKey(elliptic.P256()), ca("inter"))
+	leaf := issue(b, inter, ecKey(elliptic.P256()), leafFor("a.test"))
+	src := Source{Cert: certPEM(leaf, inter), Key: keyPEM(leaf.key)}
+	var r Reader
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := r.Parse(src); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

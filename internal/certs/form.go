@@ -156,7 +156,10 @@ func nothing(role string, data []byte) *Problem {
 func notText(role string, data []byte) *Problem {
 	has := func(magic string) bool { return bytes.HasPrefix(data, []byte(magic)) }
 	p := &Problem{Kind: ErrMalformed, Role: role, Expected: "PEM (text in ASCII or UTF-8) or DER"}
-	lead := strings.ToLower(string(bytes.TrimSpace(bytes.TrimPrefix(data[:min(len(data), 512)], []byte(mark)))))
+	lead := ""
+	if start := bytes.TrimSpace(bytes.TrimPrefix(data[:min(len(data), 512)], []byte(mark))); len(start) > 0 && start[0] == '<' {
+		lead = strings.ToLower(string(start))
+	}
 	even := len(data) >= 4
 	switch {
 	case has("\xff\xfe"), even && data[0] != 0x30 && data[0] != 0 && data[1] == 0 && data[2] != 0 && data[3] == 0,

@@ -52,22 +52,119 @@ type Source struct {
 	Password []byte
 }
 
+// Reader reads many pairs. What stands in several of their files, as the certificates of issuers do, it parses and checks
+// once. The zero value has seen nothing. It is for one goroutine and not for long: nothing is forgotten before the end.
+type Reader struct {
+	// Later may take a signature that its caller will check; it reports whether it did. It is asked only where nothing but
+	// the signature is left to check, so that what is no CA, or another CA of the same name, is found at once all the same.
+	// Nil takes none.
+	Later   func(Signature) bool
+	issuers map[string]*x509.Certificate // by DER
+	signed  map[[2]*x509.Certificate]bool
+}
+
+// maxIssuers bounds what a Reader keeps; an issuer has some 5 KiB.
+const maxIssuers = 1000
+
+// certificate parses a certificate of a chain, the leaf being number 0.
+func (r *Reader) certificate(number int, der []byte) (*x509.Certificate, error) {
+	if number == 0 {
+		return x509.ParseCertificate(der)
+	}
+	if c := r.issuers[string(der)]; c != nil {
+		return c, nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err == nil && len(r.issuers) < maxIssuers {
+		if r.issuers == nil {
+			r.issuers, r.signed = make(map[string]*x509.Certificate), make(map[[2]*x509.Certificate]bool)
+		}
+		r.issuers[string(der)] = c
+	}
+	return c, err
+}
+
+// checkSignature is c.CheckSignatureFrom(issuer). Those between issuers it remembers: each stands in many files.
+func (r *Reader) checkSignature(c, issuer *x509.Certificate) error {
+	known := r.issuers[string(c.Raw)] == c && r.issuers[string(issuer.Raw)] == issuer
+	if known && r.signed[[2]*x509.Certificate{c, issuer}] {
+		return nil
+	}
+	err := c.CheckSignatureFrom(issuer)
+	if known && err == nil {
+		r.signed[[2]*x509.Certificate{c, issuer}] = true
+	}
+	return err
+}
+
+// checkNowOrLater is checkSignature, unless Later takes it. Issuers are few, and checked at once.
+func (r *Reader) checkNowOrLater(s Signature) error {
+	if r.Later != nil && r.issuers[string(s.Subject.Raw)] != s.Subject && s.likely() && r.Later(s) {
+		return nil
+	}
+	return r.checkSignature(s.Subject, s.Issuer)
+}
+
+// Signature is what the issuer of a certificate in a file is expected to have made.
+type Signature struct {
+	Subject, Issuer *x509.Certificate
+
+	role   string
+	number int // of the subject in its file, from 1
+}
+
+// Check verifies it: some 0.1 ms for a key on P-256, several times that for P-384. The error is a *Problem.
+func (s Signature) Check() error {
+	if err := s.Subject.CheckSignatureFrom(s.Issuer); err != nil {
+		return s.problem(err)
+	}
+	return nil
+}
+
+// likely reports whether all is as it should be but for the signature itself: the subject names the issuer's key (RFC 5280
+// section 4.2.1.1), and that is a CA's, and of the kind that makes such signatures.
+func (s Signature) likely() bool {
+	usage := s.Issuer.KeyUsage
+	return s.Issuer.IsCA && (usage == 0 || usage&x509.KeyUsageCertSign != 0) && len(s.Subject.AuthorityKeyId) > 0 &&
+		bytes.Equal(s.Subject.AuthorityKeyId, s.Issuer.SubjectKeyId) && slices.Contains(makes[s.Issuer.PublicKeyAlgorithm], s.Subject.SignatureAlgorithm)
+}
+
+// makes are the signatures by kind of key that crypto/x509 believes.
+var makes = map[x509.PublicKeyAlgorithm][]x509.SignatureAlgorithm{
+	x509.RSA: {x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS,
+		x509.SHA512WithRSAPSS},
+	x509.ECDSA:   {x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512},
+	x509.Ed25519: {x509.PureEd25519},
+}
+
+func (s Signature) problem(err error) *Problem {
+	next := "look for another CA certificate of the same name; openssl x509 -in FILE -noout -ext authorityKeyIdentifier tells which"
+	if s.likely() {
+		next = "this is the issuer that it names, so one of the two is damaged, or is of another key under the same key identifier: fetch the file again from where it was issued"
+	}
+	return &Problem{ErrChain, s.role, "", fmt.Sprintf("certificate %d (%s) to have signed certificate %d", s.number+1, name(s.Issuer), s.number),
+		fmt.Sprintf("that it did not sign certificate %d (%s)", s.number, quote(err.Error())), next}
+}
+
 // ParsePair is Parse for a certificate file and the file of a key that is not encrypted, without the warnings.
 func ParsePair(certPEM, keyPEM []byte) (*tls.Certificate, error) {
 	pair, _, err := Parse(Source{Cert: certPEM, Key: keyPEM})
 	return pair, err
 }
 
+// Parse is Parse of a Reader that has seen nothing.
+func Parse(s Source) (*tls.Certificate, []string, error) { return new(Reader).Parse(s) }
+
 // Parse reads a pair. Keys are ECDSA on P-256, P-384 or P-521, Ed25519, or RSA of at least 2048 bits. The result has
 // Leaf set. Errors are of type *Problem. The warnings are about the files; dates and names are not looked at: see Check.
-func Parse(s Source) (*tls.Certificate, []string, error) {
+func (r *Reader) Parse(s Source) (*tls.Certificate, []string, error) {
 	password := trimPassword(s.Password)
 	if s.PKCS12 != nil {
 		if s.Cert != nil || s.Key != nil {
 			return nil, nil, &Problem{ErrSource, PKCS12File, "", "pkcs12, or cert and key", "both",
 				"remove one of them; openssl pkcs12 -in FILE -nokeys shows what is in the PKCS#12 file"}
 		}
-		return parsePKCS12(s.PKCS12, password)
+		return r.parsePKCS12(s.PKCS12, password)
 	}
 	certItems, certErr := items(CertFile, s.Cert, maxPairBytes, false)
 	if certErr != nil {
@@ -120,11 +217,11 @@ func Parse(s Source) (*tls.Certificate, []string, error) {
 	if warning != "" {
 		warnings = append(warnings, warning)
 	}
-	list, err := parseCertificates(entries)
+	list, err := r.parseCertificates(entries)
 	if err != nil {
 		return nil, nil, err
 	}
-	pair, more, err := assemble(CertFile, list, key, ordered)
+	pair, more, err := r.assemble(CertFile, list, key, ordered)
 	return pair, append(warnings, more...), err
 }
 
@@ -138,14 +235,14 @@ func count(list []item, is func(item) bool) int {
 	return n
 }
 
-func parseCertificates(entries []Entry) ([]*x509.Certificate, error) {
+func (r *Reader) parseCertificates(entries []Entry) ([]*x509.Certificate, error) {
 	if len(entries) > maxChain {
 		return nil, &Problem{ErrChain, CertFile, "", fmt.Sprintf("a certificate and its issuers, at most %d", maxChain), fmt.Sprintf("%d certificates (a CA bundle, perhaps)", len(entries)),
 			"write the leaf, then its issuers; openssl storeutl -noout -text -certs FILE shows them all"}
 	}
 	var list []*x509.Certificate
 	for i, e := range entries {
-		c, err := x509.ParseCertificate(e.DER)
+		c, err := r.certificate(i, e.DER)
 		if err != nil {
 			return nil, &Problem{ErrMalformed, CertFile, e.Where, "a certificate", fmt.Sprintf("certificate %d that cannot be parsed (%s)", i+1, quote(err.Error())),
 				"fetch it again; " + look(CertFile) + " reads it when it is whole"}
@@ -157,7 +254,7 @@ func parseCertificates(entries []Entry) ([]*x509.Certificate, error) {
 
 // assemble makes the pair. Of an ordered list every certificate has to be the issuer of the one before. A list that has
 // no order of its own is put in order, and what does not belong to the chain is left out.
-func assemble(role string, list []*x509.Certificate, key crypto.Signer, ordered bool) (*tls.Certificate, []string, error) {
+func (r *Reader) assemble(role string, list []*x509.Certificate, key crypto.Signer, ordered bool) (*tls.Certificate, []string, error) {
 	var warnings []string
 	warn := func(format string, args ...any) {
 		warnings = append(warnings, role+": "+fmt.Sprintf(format, args...))
@@ -176,35 +273,18 @@ func assemble(role string, list []*x509.Certificate, key crypto.Signer, ordered 
 	}
 	public := key.Public().(interface{ Equal(crypto.PublicKey) bool }) // so documented for every key of the standard library
 	at := slices.IndexFunc(all, func(c *x509.Certificate) bool { return public.Equal(c.PublicKey) })
-	path := pathFrom(all, at)
 	if at < 0 {
 		leaf := all[0]
 		return nil, nil, &Problem{ErrKeyMismatch, role, "", fmt.Sprintf("the %s key of %s, serial %x", leaf.PublicKeyAlgorithm, name(leaf), leaf.SerialNumber), fmt.Sprintf("another of type %T: the private key does not belong to the certificate", key),
 			"if the pair was just renewed, one of the two is still the old one; compare openssl x509 -in CERT -noout -pubkey with openssl pkey -in KEY -pubout"}
 	}
-	chain := make([]*x509.Certificate, len(path))
-	for i, j := range path {
-		chain[i] = all[j]
-	}
+	chain := all
 	if ordered {
-		whole := len(path) == len(all)
-		order := "write leaf, then its issuer, then the issuer's issuer"
-		if whole {
-			order = "write them in the order " + strings.Trim(strings.ReplaceAll(fmt.Sprint(plusOne(path)), " ", ", "), "[]")
-		}
-		order += "; openssl storeutl -noout -text -certs FILE shows them all"
-		switch {
-		case at > 0 && whole:
-			return nil, nil, &Problem{ErrChain, role, "", "the leaf first, then its issuer", fmt.Sprintf("%s first and the leaf %s as number %d", name(all[0]), name(all[at]), at+1), order}
-		case at > 0:
-			return nil, nil, &Problem{ErrKeyMismatch, role, "", "the leaf of the key first", fmt.Sprintf("%s; the key belongs to certificate %d (%s)", name(all[0]), at+1, name(all[at])),
-				"use the key of the first, which openssl x509 -in CERT -noout -pubkey shows; openssl pkey -in KEY -pubout shows what a key is for"}
-		}
-		if err := linked(role, all, order); err != nil {
+		if err := r.inOrder(role, all, at); err != nil {
 			return nil, nil, err
 		}
-		chain = all
-	} else if left := len(all) - len(chain); left > 0 {
+	} else if chain = pick(all, r.pathFrom(all, at)); len(chain) < len(all) {
+		left := len(all) - len(chain)
 		warn("%d certificates do not belong to the chain of %s and were left out", left, name(chain[0]))
 	}
 	last := chain[len(chain)-1]
@@ -221,6 +301,42 @@ func assemble(role string, list []*x509.Certificate, key crypto.Signer, ordered 
 	return pair, warnings, nil
 }
 
+// inOrder checks that every certificate of a file with an order is the issuer of the one before. at is which one belongs to
+// the key.
+func (r *Reader) inOrder(role string, all []*x509.Certificate, at int) error {
+	order := func() (text string, whole bool) {
+		text = "write leaf, then its issuer, then the issuer's issuer"
+		path := r.pathFrom(all, at)
+		if whole = len(path) == len(all); whole {
+			text = "write them in the order " + strings.Trim(strings.ReplaceAll(fmt.Sprint(plusOne(path)), " ", ", "), "[]")
+		}
+		return text + "; openssl storeutl -noout -text -certs FILE shows them all", whole
+	}
+	if at == 0 {
+		p := r.linked(role, all)
+		if p == nil {
+			return nil
+		}
+		if p.Next == "" {
+			p.Next, _ = order()
+		}
+		return p
+	}
+	if text, whole := order(); whole {
+		return &Problem{ErrChain, role, "", "the leaf first, then its issuer", fmt.Sprintf("%s first and the leaf %s as number %d", name(all[0]), name(all[at]), at+1), text}
+	}
+	return &Problem{ErrKeyMismatch, role, "", "the leaf of the key first", fmt.Sprintf("%s; the key belongs to certificate %d (%s)", name(all[0]), at+1, name(all[at])),
+		"use the key of the first, which openssl x509 -in CERT -noout -pubkey shows; openssl pkey -in KEY -pubout shows what a key is for"}
+}
+
+func pick(all []*x509.Certificate, path []int) []*x509.Certificate {
+	out := make([]*x509.Certificate, len(path))
+	for i, j := range path {
+		out[i] = all[j]
+	}
+	return out
+}
+
 func plusOne(path []int) []int {
 	out := make([]int, len(path))
 	for i, j := range path {
@@ -230,28 +346,28 @@ func plusOne(path []int) []int {
 }
 
 // pathFrom walks from a certificate of the list to its issuers.
-func pathFrom(all []*x509.Certificate, at int) (path []int) {
+func (r *Reader) pathFrom(all []*x509.Certificate, at int) (path []int) {
 	for at >= 0 {
 		path = append(path, at)
 		c := all[at]
 		at = slices.IndexFunc(all, func(issuer *x509.Certificate) bool {
-			return bytes.Equal(c.RawIssuer, issuer.RawSubject) && !slices.ContainsFunc(path, func(i int) bool { return all[i] == issuer }) && c.CheckSignatureFrom(issuer) == nil
+			return bytes.Equal(c.RawIssuer, issuer.RawSubject) && !slices.ContainsFunc(path, func(i int) bool { return all[i] == issuer }) && r.checkSignature(c, issuer) == nil
 		})
 	}
 	return path
 }
 
-func linked(role string, chain []*x509.Certificate, order string) error {
+// linked checks that every certificate is followed by its issuer. A problem without a next step is one of their order.
+func (r *Reader) linked(role string, chain []*x509.Certificate) *Problem {
 	for i, issuer := range chain[1:] {
 		subject := chain[i]
 		if !bytes.Equal(subject.RawIssuer, issuer.RawSubject) {
 			return &Problem{ErrChain, role, "", fmt.Sprintf("certificate %d to be followed by its issuer, since it was issued by %s", i+1, quote(subject.Issuer.String())),
-				fmt.Sprintf("%s as number %d", name(issuer), i+2), order}
+				fmt.Sprintf("%s as number %d", name(issuer), i+2), ""}
 		}
-		if err := subject.CheckSignatureFrom(issuer); err != nil {
-			return &Problem{ErrChain, role, "", fmt.Sprintf("certificate %d (%s) to have signed certificate %d", i+2, name(issuer), i+1),
-				fmt.Sprintf("that it did not sign certificate %d (%s)", i+1, quote(err.Error())),
-				"look for another CA certificate of the same name; openssl x509 -in FILE -noout -ext authorityKeyIdentifier tells which"}
+		sig := Signature{subject, issuer, role, i + 1}
+		if err := r.checkNowOrLater(sig); err != nil {
+			return sig.problem(err)
 		}
 	}
 	return nil

@@ -42,7 +42,7 @@ func Split(role string, data []byte, alb bool) ([]Block, error) {
 	)
 	for len(data) > 0 {
 		n++
-		end := bytes.IndexAny(data, "\r\n")
+		end := lineEnd(data)
 		raw, ending := data, ""
 		if end < 0 {
 			data = nil
@@ -101,7 +101,7 @@ func Split(role string, data []byte, alb bool) ([]Block, error) {
 			}
 			header = true // until the blank line
 			open.Encrypted = open.Encrypted || bytes.HasPrefix(line, []byte("Proc-Type:")) && bytes.Contains(line, []byte("ENCRYPTED"))
-		case inside && bytes.IndexFunc(line, notBase64) < 0:
+		case inside && onlyBase64(line):
 			text = append(text, line...)
 		case damage(line) != "":
 			return fail("a BEGIN or END line as in -----BEGIN CERTIFICATE-----, alone on its line", "a damaged one: "+damage(line), mend(line, role))
@@ -188,6 +188,34 @@ func mend(line []byte, role string) string {
 		return `make line breaks of them: printf '%b' "$(cat FILE)" > NEW; then ` + look(role)
 	}
 	return "write the line as it should be, five hyphens on each side, or export the file again; then " + look(role)
+}
+
+// lineEnd is the index of the first CR or LF; -1 for none.
+func lineEnd(data []byte) int {
+	for i, c := range data {
+		if c == '\n' || c == '\r' {
+			return i
+		}
+	}
+	return -1
+}
+
+// base64Bytes are the bytes of which notBase64 says no.
+var base64Bytes = func() (is [256]bool) {
+	for c := range rune(0x80) {
+		is[c] = !notBase64(c)
+	}
+	return is
+}()
+
+// onlyBase64 reports whether a line is of nothing else. Nearly all that is read passes here.
+func onlyBase64(line []byte) bool {
+	for _, c := range line {
+		if !base64Bytes[c] {
+			return false
+		}
+	}
+	return true
 }
 
 func isWord(r rune) bool { return 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' }

@@ -35,10 +35,10 @@ var (
 // ParsePKCS12 reads a PKCS#12 file (.p12, .pfx) of one private key, its certificate and as much of the chain as it has;
 // the password may be empty. The old encryptions, 3DES and RC2, are taken with a warning.
 func ParsePKCS12(data, password []byte) (*tls.Certificate, []string, error) {
-	return parsePKCS12(data, trimPassword(password))
+	return new(Reader).parsePKCS12(data, trimPassword(password))
 }
 
-func parsePKCS12(data, password []byte) (*tls.Certificate, []string, error) {
+func (r *Reader) parsePKCS12(data, password []byte) (*tls.Certificate, []string, error) {
 	list, err := items(PKCS12File, data, maxPairBytes, false)
 	if err != nil {
 		return nil, nil, err
@@ -83,7 +83,7 @@ func parsePKCS12(data, password []byte) (*tls.Certificate, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	pair, warnings, err := assemble(PKCS12File, append([]*x509.Certificate{leaf}, rest...), signer, false)
+	pair, warnings, err := r.assemble(PKCS12File, append([]*x509.Certificate{leaf}, rest...), signer, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -29,6 +29,7 @@ type offer struct {
 	curve   tls.CurveID           // of an ECDSA key
 	schemes []tls.SignatureScheme // TLS 1.3
 	older   []tls.SignatureScheme // TLS 1.2, where the curve is not part of the scheme
+	staple  *stapler              // nil without staples
 }
 
 // The kinds of key, best first. ECDSA signs in a fraction of the time of RSA and every client of these days takes it.
@@ -44,6 +45,30 @@ var (
 	rsaSchemes   = append(slices.Clip(pssSchemes), tls.PKCS1WithSHA256, tls.PKCS1WithSHA384, tls.PKCS1WithSHA512)
 	ecdsaSchemes = []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256, tls.ECDSAWithP384AndSHA384, tls.ECDSAWithP521AndSHA512}
 )
+
+// Wildcards are the domains below which the certificates cover every name of one more label, in lower case and once.
+func (s *Set) Wildcards() (domains []string) {
+	for i := range s.offers {
+		for _, name := range s.offers[i].pair.Leaf.DNSNames {
+			if domain, wild := strings.CutPrefix(strings.ToLower(name), "*."); wild && !slices.Contains(domains, domain) {
+				domains = append(domains, domain)
+			}
+		}
+	}
+	return domains
+}
+
+// Expiry is the first moment at which a certificate of the set is over, by the kind of its key: ecdsa, ed25519 or rsa.
+func (s *Set) Expiry() map[string]time.Time {
+	first := make(map[string]time.Time)
+	for i := range s.offers {
+		kind, end := [...]string{ecdsaKey: "ecdsa", ed25519Key: "ed25519", rsaKey: "rsa"}[s.offers[i].kind], s.offers[i].pair.Leaf.NotAfter
+		if before, known := first[kind]; !known || end.Before(before) {
+			first[kind] = end
+		}
+	}
+	return first
+}
 
 // NewSet makes a set of pairs from ParsePair. It refuses an empty one.
 func NewSet(pairs []*tls.Certificate) (*Set, error) {
@@ -85,7 +110,8 @@ func NewSet(pairs []*tls.Certificate) (*Set, error) {
 
 // For returns the certificate for a client: of those it can verify, one that is valid now before one that is not, then
 // ECDSA before Ed25519 before RSA, then the newest. A client that fits none gets the first, for which crypto/tls then
-// finds its own error. The result is nil for the zero Set only. It allocates nothing.
+// finds its own error. The result is nil for the zero Set only. It allocates nothing, but
+// once for each new staple.
 //
 // It looks at the signature schemes and, below TLS 1.3, at suites and curves (RFC 8446 section 4.4.2.2, RFC 8422 section
 // 5.1), and takes for granted that the listener speaks TLS 1.3 when the client does.
@@ -94,26 +120,26 @@ func (s *Set) For(hello *tls.ClientHelloInfo) *tls.Certificate {
 		if len(s.offers) == 0 {
 			return nil
 		}
-		return s.offers[0].pair
+		return s.offers[0].certificate()
 	}
 	now := time.Now()
-	var fallback *tls.Certificate
+	var fallback *offer
 	for i := range s.offers {
 		o := &s.offers[i]
 		if !o.fits(hello) {
 			continue
 		}
 		if validAt(o.pair, now) {
-			return o.pair
+			return o.certificate()
 		}
 		if fallback == nil {
-			fallback = o.pair
+			fallback = o
 		}
 	}
 	if fallback == nil {
-		fallback = s.offers[0].pair
+		fallback = &s.offers[0]
 	}
-	return fallback
+	return fallback.certificate()
 }
 
 func (o *offer) fits(hello *tls.ClientHelloInfo) bool {
