@@ -95,6 +95,29 @@ const (
 // Used returns the spellings that the route has to allow.
 func (p Path) Used() Spelling { return p.used }
 
+// Single reports whether there is one way to read the path: nothing in it is left to decode, merge, resolve or cut.
+func (p Path) Single() bool {
+	if p.count == 0 || p.used != plain {
+		return false
+	}
+	for _, reading := range p.readings[1:p.count] {
+		if !bytes.Equal(reading, p.readings[literal]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Under reports whether all, or some, of the readings are prefix or below it by segments.
+func (p Path) Under(prefix string) (all, some bool) {
+	all = p.count > 0
+	for _, reading := range p.readings[:p.count] {
+		under := len(reading) >= len(prefix) && string(reading[:len(prefix)]) == prefix && (len(reading) == len(prefix) || reading[len(prefix)] == '/')
+		all, some = all && under, some || under
+	}
+	return all, some
+}
+
 // Literal returns the path decoded once, in which an encoded slash is the text %2f. Policies and logs see this one.
 func (p Path) Literal() []byte { return p.readings[literal] }
 
