@@ -1,5 +1,8 @@
 // Package policy decides whether an identity may use a route, and is the only maker of a Permit. It does no I/O and knows
 // no HTTP beyond what it is told.
+//
+// What a route allows may be said in an expression ([Rule]): the Common Expression Language (CEL), type-checked when the
+// configuration is loaded, bounded in what it costs, and without a way to be true because of a client that is not there.
 package policy
 
 import (
@@ -56,6 +59,9 @@ type Question struct {
 	Client identity.Client
 	// Upstream is where the matched route leads.
 	Upstream string
+	// Allow is the route's allow expression, nil for none. It reads Facts, whose client must be Client.
+	Allow *Rule
+	Facts *Facts
 }
 
 type maker struct{ _ byte }
@@ -94,5 +100,20 @@ func Decide(q *Question) (Permit, reason.Reason) {
 	default:
 		return Permit{}, reason.PermitRefused
 	}
+	if q.Allow != nil {
+		if q.Facts == nil || !same(q.Facts.Client, q.Client) {
+			return Permit{}, reason.PolicyFailed
+		}
+		if why := q.Allow.judge(q.Facts, q.Mode); why != reason.Unset {
+			return Permit{}, why
+		}
+	}
 	return Permit{by: self, serial: q.Serial, upstream: q.Upstream}, reason.Unset
+}
+
+// same reports whether two clients have the same identity, or neither has one.
+func same(a, b identity.Client) bool {
+	x, _ := a.Identity()
+	y, _ := b.Identity()
+	return x == y
 }
