@@ -9,17 +9,20 @@ import (
 )
 
 // Body reads the body that follows a head. Read returns io.EOF only when the body is complete; a body that ends early is
-// io.ErrUnexpectedEOF. Trailers are checked and dropped (RFC 9110 section 6.5 lets an intermediary discard them).
+// io.ErrUnexpectedEOF. Trailers are checked and dropped (RFC 9110 section 6.5 lets an intermediary discard them), unless
+// [Body.CollectTrailers] asked for them.
 type Body struct {
 	d        *Reader
-	framing  message.Framing
 	left     int64 // of the Content-Length, or of the current chunk
 	total    int64 // decoded so far
 	limit    int64 // of total; 0 means none
-	state    chunkState
-	overhead int // bytes of chunk extensions and trailers so far
+	overhead int   // bytes of chunk extensions and trailers so far
 	err      error
+	framing  message.Framing
+	state    chunkState
 	bad      reason.Reason
+	request  bool
+	collect  bool // trailers, see CollectTrailers
 }
 
 type chunkState uint8
@@ -36,7 +39,7 @@ const maxOverhead = 16 << 10
 
 // Body returns the body of the head that was read last. It is the reader's own and valid until the next head.
 func (d *Reader) Body(h *message.Head, request bool) *Body {
-	d.body = Body{d: d, framing: h.Framing, left: h.ContentLength, bad: reason.UpstreamBadResponse}
+	d.body = Body{d: d, framing: h.Framing, left: h.ContentLength, bad: reason.UpstreamBadResponse, request: request}
 	if request {
 		d.body.bad, d.body.limit = reason.ChunkInvalid, d.limits.BodyBytes
 	}
@@ -56,6 +59,21 @@ func (b *Body) Buffered() ([]byte, bool) {
 	b.total += b.left
 	b.left, b.err = 0, io.EOF
 	return p, true
+}
+
+// BufferedBehind is Buffered with head in front of the body, if that is longer and there is room: what has been read goes
+// without being copied. The head of the message is overwritten.
+func (b *Body) BufferedBehind(head []byte) ([]byte, bool) {
+	if int64(len(head)) > b.left || len(head) > b.d.r {
+		return nil, false
+	}
+	p, ok := b.Buffered()
+	if !ok {
+		return nil, false
+	}
+	start := b.d.r - len(p) - len(head)
+	copy((*b.d.buf)[start:], head)
+	return (*b.d.buf)[start:b.d.r], true
 }
 
 // Ready returns up to n decoded bytes that are buffered already, without reading from the connection, and consumes them;
@@ -207,10 +225,8 @@ func (b *Body) step(line []byte) error {
 		if i == 0 || i < len(line) && line[i] != ';' {
 			return refuse(b.bad, "hexadecimal digits, then ';' or CR LF", "something else in the chunk size")
 		}
-		for _, c := range line[i:] {
-			if !value[c] {
-				return refuse(b.bad, "a chunk extension without control characters", "a control character")
-			}
+		if !message.IsValue(line[i:]) {
+			return refuse(b.bad, "a chunk extension without control characters", "a control character")
 		}
 		if b.overhead += len(line) - i; b.overhead > maxOverhead {
 			return refuse(b.bad, "chunk extensions of at most 16 KiB together", "more")
@@ -227,13 +243,14 @@ func (b *Body) step(line []byte) error {
 			return refuse(b.bad, "trailers of at most 16 KiB together", "more")
 		}
 		colon := bytes.IndexByte(line, ':')
-		if colon < 0 || !isToken(line[:colon]) {
+		if colon < 0 || !message.IsToken(line[:colon]) {
 			return refuse(b.bad, "name: value in a trailer", "something else")
 		}
-		for _, c := range line[colon+1:] {
-			if !value[c] {
-				return refuse(b.bad, "a trailer value without control characters", "a control character")
-			}
+		if !message.IsValue(line[colon+1:]) {
+			return refuse(b.bad, "a trailer value without control characters", "a control character")
+		}
+		if b.collect && !ForbiddenTrailer(line[:colon], b.request) {
+			return b.keep(line, colon)
 		}
 	}
 	return nil

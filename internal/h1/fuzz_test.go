@@ -103,6 +103,53 @@ func FuzzReadRequest(f *testing.F) {
 	})
 }
 
+// FuzzModes holds what the modes have in common: a looser one reads what the strictest accepts in the same way, and what
+// it accepts beyond that it says why, and passes on in a form that the strictest has nothing against.
+func FuzzModes(f *testing.F) {
+	for _, c := range classified {
+		f.Add([]byte(c.in))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) > large64/2 {
+			return
+		}
+		limits := fuzzLimits
+		strict := readRequest(bytes.NewReader(in), limits)
+		for _, mode := range modes {
+			limits.Mitigation = mode
+			o := readRequest(bytes.NewReader(in), limits)
+			if slow := readRequest(iotest.OneByteReader(bytes.NewReader(in)), limits); slow != o {
+				t.Fatalf("%q: %s:\nwhole %+v\nbyte by byte %+v", in, mode, o, slow)
+			}
+			req, d, err := read(bytes.NewReader(bytes.Clone(in)), mode)
+			if err == nil {
+				compliant(t, string(in), req, d)
+			}
+			switch class := req.ClassReason.Class(); {
+			case err == nil && class == message.Severe:
+				t.Fatalf("%q: %s: severe, and passed", in, mode)
+			case err == nil && req.CloseAfter != (class == message.Ambiguous && mode != message.Monitor):
+				t.Fatalf("%q: %s: %s: close %v", in, mode, req.ClassReason, req.CloseAfter)
+			}
+			if strict.head != "" {
+				if mode == message.Monitor {
+					o.head, strict.head = strings.ReplaceAll(o.head, "keep=true", "keep=false"), strings.ReplaceAll(strict.head, "keep=true", "keep=false")
+				}
+				if o != strict {
+					t.Fatalf("%q: %s:\nstrictest %+v\nfound     %+v", in, mode, strict, o)
+				}
+			} else if o.head != "" {
+				switch req.ClassReason {
+				case message.NonCrLfLineTermination, message.DuplicateContentLength, message.SuspiciousHeader, message.MultilineHeader,
+					message.UndefinedContentLengthSemantics, message.UndefinedTransferEncodingSemantics:
+				default:
+					t.Fatalf("%q: %s: passed, but %s", in, mode, req.ClassReason)
+				}
+			}
+		}
+	})
+}
+
 func has(h http.Header, name, value string) bool {
 	for k, vs := range h {
 		if strings.EqualFold(k, name) {

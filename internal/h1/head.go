@@ -11,29 +11,49 @@ import (
 )
 
 // ReadRequest reads the next request head into req. A *reason.Refusal says what was wrong with it; any other error is
-// the connection's. After a refusal nothing more may be read: where the next message begins is not known.
+// the connection's. After a refusal nothing more may be read: where the next message begins is not known. req.ClassReason
+// is set in any case.
 func (d *Reader) ReadRequest(req *message.Request) error {
 	req.Reset()
 	if err := d.Wait(); err != nil {
 		return err
 	}
-	if !token[(*d.buf)[d.r]] {
+	if !message.IsToken((*d.buf)[d.r : d.r+1]) {
 		// Refused at once: what is not text may never send a line end.
+		req.ClassReason = message.BadMethod
 		return refuse(reason.BadRequestLine, "a method", "a byte that no method starts with")
 	}
 	head, err := d.head(reason.HeaderTooLarge, reason.BadHeader)
 	if err != nil {
+		req.ClassReason = d.unfinished(err)
 		return err
 	}
 	line, rest := cutLine(head)
 	if err := requestLine(req, line); err != nil {
+		req.ClassReason = lineReason(line)
+		if r, ok := err.(*reason.Refusal); ok && r.Reason == reason.BadRequestLine && req.ClassReason == message.NoDeviation {
+			req.ClassReason = message.AmbiguousUri // a form of the target that ALB passes and we do not
+		}
 		return err
+	}
+	mode := d.limits.Mitigation
+	if mode != message.Strictest {
+		if d.bare {
+			req.ClassReason = message.NonCrLfLineTermination
+		}
+		if unfold(rest) {
+			req.ClassReason = message.MultilineHeader
+		}
 	}
 	if req.Fields, err = fields(req.Fields, rest, d.limits.Fields, reason.BadHeader); err != nil {
+		req.ClassReason = req.ClassReason.Worse(fieldsReason(rest))
 		return err
 	}
-	if err := requestFacts(req); err != nil {
+	if err := requestFacts(req, mode); err != nil {
 		return err
+	}
+	if req.ClassReason != message.NoDeviation && mode != message.Monitor && req.ClassReason.Class() >= message.Ambiguous {
+		req.CloseAfter, req.KeepAlive = true, false
 	}
 	if d.limits.BodyBytes > 0 && req.ContentLength > d.limits.BodyBytes {
 		return refuse(reason.BodyTooLarge, "", "") // before anything of it is passed on
@@ -55,7 +75,7 @@ func requestLine(req *message.Request, line []byte) error {
 		return bad("a line with one space (HTTP/0.9 is not spoken)")
 	}
 	method, target, version := line[:i], line[i+1:j], line[j+1:]
-	if !isToken(method) || len(method) > 32 {
+	if !message.IsToken(method) || len(method) > maxMethod {
 		return bad("a method that is not a token of at most 32 characters")
 	}
 	switch string(version) {
@@ -117,16 +137,21 @@ func requestLine(req *message.Request, line []byte) error {
 
 var slash = []byte("/")
 
+const maxMethod = 32
+
 // requestFacts reads Host, framing and connection handling out of the fields and marks the hop-by-hop ones.
-func requestFacts(req *message.Request) error {
-	var host, length, coding, connection, upgrade, expect int
+func requestFacts(req *message.Request, mode message.Mitigation) error {
+	var host, length, coding, connection, upgrade, expect, odd int
 	var lengthValue, codingValue, expectValue, upgradeValue []byte
 	absolute := req.Host
 	for i := range req.Fields {
 		f := &req.Fields[i]
 		switch len(f.Name) {
 		case 2:
-			f.Hop = message.EqualFold(f.Name, "te")
+			if message.EqualFold(f.Name, "te") {
+				f.Hop = true
+				req.TrailersWanted = req.TrailersWanted || HasToken(f.Value, "trailers")
+			}
 		case 4:
 			if message.EqualFold(f.Name, "host") {
 				host++
@@ -175,6 +200,14 @@ func requestFacts(req *message.Request) error {
 		case 19:
 			f.Hop = message.EqualFold(f.Name, "proxy-authorization")
 		}
+		if len(f.Name) >= minResembling && mayResemble[f.Name[0]] && !f.Hop {
+			odd++
+		}
+	}
+	if odd > 0 {
+		if err := suspicious(req, mode); err != nil {
+			return err
+		}
 	}
 
 	switch {
@@ -189,18 +222,25 @@ func requestFacts(req *message.Request) error {
 	// RFC 9112 section 6.1 permits to refuse everything that two readers could frame differently, and so it is.
 	switch {
 	case coding > 0 && (length > 0 || req.Minor == 0 || coding > 1):
+		req.ClassReason = req.ClassReason.Worse(framingReason(req))
 		return refuse(reason.FramingAmbiguous, "one way to find the end of the body",
 			"Transfer-Encoding with Content-Length, twice, or in HTTP/1.0")
 	case coding > 0 && !message.EqualFold(codingValue, "chunked"):
+		req.ClassReason = req.ClassReason.Worse(framingReason(req))
 		return refuse(reason.TransferEncodingUnsupported, "", "")
 	case coding > 0:
 		req.Framing, req.ContentLength = message.Chunked, -1
-	case length > 1:
+	case length > 1 && (mode == message.Strictest || !sameLengths(req, lengthValue)):
+		req.ClassReason = req.ClassReason.Worse(framingReason(req))
 		return refuse(reason.ContentLengthInvalid, "one Content-Length", "several")
-	case length == 1:
-		n, ok := decimal(lengthValue)
+	case length > 0:
+		n, ok := message.Decimal(lengthValue)
 		if !ok {
+			req.ClassReason = req.ClassReason.Worse(message.BadContentLength)
 			return refuse(reason.ContentLengthInvalid, "1 to 18 decimal digits", "something else")
+		}
+		if length > 1 {
+			req.ClassReason = req.ClassReason.Worse(message.DuplicateContentLength)
 		}
 		if n > 0 {
 			req.Framing = message.Length
@@ -208,6 +248,10 @@ func requestFacts(req *message.Request) error {
 		req.ContentLength = n
 	default:
 		req.ContentLength = -1
+	}
+
+	if length+coding > 0 && (string(req.Method) == "GET" || req.IsHead()) {
+		undefined(req)
 	}
 
 	req.KeepAlive = req.Minor == 1
@@ -301,14 +345,14 @@ func connectionTokens(h *message.Head, client bool) error {
 				return refuse(reason.ProtectedConnectionToken, "at most 32 options in Connection", "more")
 			}
 			switch {
-			case !isToken(tok): // names no field; EqualFold below would also match beyond ASCII
+			case !message.IsToken(tok): // names no field; EqualFold below would also match beyond ASCII
 			case message.EqualFold(tok, "close"):
 				closes = true
 			case message.EqualFold(tok, "keep-alive"):
 				if h.Minor == 0 {
 					h.KeepAlive = true
 				}
-			case client && (identity.Protected(tok) || endToEnd(tok)):
+			case client && (identity.Protected(tok) || endToEnd(tok) || len(tok) > len(webSocketPrefix) && bytes.EqualFold(tok[:len(webSocketPrefix)], webSocketPrefix)):
 				return refuse(reason.ProtectedConnectionToken, "", "")
 			default:
 				for j := range h.Fields {
@@ -327,6 +371,9 @@ func connectionTokens(h *message.Head, client bool) error {
 
 const maxConnectionTokens = 32
 
+// webSocketPrefix begins the fields of a WebSocket's opening handshake (RFC 6455 section 11.3), which belong together.
+var webSocketPrefix = []byte("sec-websocket-")
+
 // endToEnd names fields that Connection must never remove because they say whom the request is for and what it carries.
 func endToEnd(name []byte) bool {
 	for _, n := range [...]string{"host", "content-length", "transfer-encoding", "authorization", "cookie", "content-type", "content-encoding", "via"} {
@@ -335,21 +382,6 @@ func endToEnd(name []byte) bool {
 		}
 	}
 	return false
-}
-
-// decimal parses 1 to 18 digits and nothing else, so that it cannot overflow.
-func decimal(b []byte) (int64, bool) {
-	if len(b) == 0 || len(b) > 18 {
-		return 0, false
-	}
-	var n int64
-	for _, c := range b {
-		if c < '0' || c > '9' {
-			return 0, false
-		}
-		n = n*10 + int64(c-'0')
-	}
-	return n, true
 }
 
 // ReadResponse reads the next response head; forHead says that the request was HEAD. A *reason.Refusal means that the
@@ -388,17 +420,15 @@ func statusLine(resp *message.Response, line []byte) error {
 		return badResponse("HTTP/1.1 and a status", "another status line")
 	}
 	resp.Minor = line[7] - '0'
-	n, ok := decimal(line[9:12])
+	n, ok := message.Decimal(line[9:12])
 	if !ok || n < 100 || n > 599 || len(line) > 12 && line[12] != ' ' {
 		return badResponse("a status from 100 to 599", "another one")
 	}
 	resp.Status = int(n)
 	if len(line) > 13 {
 		resp.Phrase = line[13:]
-		for _, c := range resp.Phrase {
-			if !value[c] {
-				return badResponse("a reason phrase without control characters", "a control character")
-			}
+		if !message.IsValue(resp.Phrase) {
+			return badResponse("a reason phrase without control characters", "a control character")
 		}
 	}
 	return nil
@@ -447,7 +477,7 @@ func responseFacts(resp *message.Response, forHead bool) error {
 	}
 	resp.ContentLength = -1
 	if length == 1 {
-		n, ok := decimal(lengthValue)
+		n, ok := message.Decimal(lengthValue)
 		if !ok {
 			return badResponse("a decimal Content-Length", "something else")
 		}

@@ -17,6 +17,8 @@ type Limits struct {
 	HeadBytes int   // whole head, start line included
 	Fields    int   // number of header fields
 	BodyBytes int64 // decoded body of a request
+	// Mitigation says what happens to requests that deviate from RFC 9112. Responses are always read strictly.
+	Mitigation message.Mitigation
 }
 
 // Reader reads messages from one connection. Heads are parsed in place in its buffer, so a head is valid until the next
@@ -28,7 +30,10 @@ type Reader struct {
 	buf    *[]byte
 	r, w   int // unread bytes are (*buf)[r:w]
 	one    [1]byte
+	bare   bool // the lines of the last head ended in LF alone
 	body   Body
+
+	trailers []message.Field // of body, see Body.CollectTrailers
 }
 
 // Reset makes the reader read from src and drops whatever was buffered. Responses says that it is used for a target's
@@ -45,6 +50,7 @@ const (
 	smallBuffer = 4 << 10
 	largeBuffer = 32 << 10
 	slack       = 4 << 10 // room behind the largest head, so that reading can go on into the body
+	front       = 1 << 10 // room before responses, so that another head fits there (Body.BufferedBehind)
 )
 
 var (
@@ -89,13 +95,17 @@ func (d *Reader) Wait() error {
 	}
 }
 
+var crlf = []byte("\r\n")
+
 // errFull means that a head does not fit its limit.
 var errFull = errors.New("h1: head exceeds its limit")
 
 // fill reads more bytes behind those that are buffered, growing the buffer up to the head limit.
 func (d *Reader) fill() error {
 	if d.buf == nil {
-		d.buf = d.pool.Get().(*[]byte)
+		if d.buf = d.pool.Get().(*[]byte); d.pool == &large {
+			d.r, d.w = front, front
+		}
 	}
 	b := *d.buf
 	if d.w == len(b) {
@@ -129,8 +139,11 @@ func (d *Reader) fill() error {
 
 // head returns the bytes of the next head, from its first byte through the empty line, and consumes them. It refuses
 // bare LF as soon as it is seen, so that a client that never sends CRLF is answered and does not wait for a time-out.
+// Modes that are not strict take it if every line of the head ends so, and get a copy with CR LF: where only some lines
+// do, one reader sees the end of a line where another sees a part of a value.
 func (d *Reader) head(tooLarge, bad reason.Reason) ([]byte, error) {
 	line, seen := 0, 0 // offsets from d.r: start of the current line, and up to where was searched
+	bare := false
 	for {
 		if d.buf != nil {
 			b := (*d.buf)[d.r:d.w]
@@ -144,11 +157,22 @@ func (d *Reader) head(tooLarge, bad reason.Reason) ([]byte, error) {
 				if end+1 > d.limits.HeadBytes { // first, so that the answer does not depend on how the bytes were cut
 					return nil, refuse(tooLarge, "", "")
 				}
-				if end == line || b[end-1] != '\r' {
-					return nil, refuse(bad, "line ends of CR LF", "a bare LF")
-				}
-				if end-line == 1 {
+				if bare || end == line || b[end-1] != '\r' {
+					switch {
+					case line == 0 && d.limits.Mitigation != message.Strictest:
+						bare = true
+					case !bare:
+						return nil, refuse(bad, "line ends of CR LF", "a bare LF")
+					case end > line && b[end-1] == '\r':
+						return nil, refuse(bad, "line ends all alike", "CR LF and bare LF")
+					case end == line:
+						d.r += end + 1
+						d.bare = true
+						return bytes.ReplaceAll(b[:end+1], []byte("\n"), crlf), nil
+					}
+				} else if end-line == 1 {
 					d.r += end + 1
+					d.bare = false
 					return b[:end+1], nil
 				}
 				line, seen = end+1, end+1
@@ -170,29 +194,7 @@ func refuse(r reason.Reason, expected, found string) error {
 	return &reason.Refusal{Reason: r, Expected: expected, Found: found}
 }
 
-// The character classes of RFC 9110 section 5.6.2 and 5.5.
-var token, value [256]bool
-
-func init() {
-	for _, c := range []byte("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") {
-		token[c] = true
-	}
-	for c := 0x20; c < 256; c++ {
-		value[c] = c != 0x7f
-	}
-	value['\t'] = true
-}
-
-func isToken(b []byte) bool {
-	for _, c := range b {
-		if !token[c] {
-			return false
-		}
-	}
-	return len(b) > 0
-}
-
-// line cuts the first line, without its CR LF, off head. Every line of a head ends in CR LF (see Reader.head).
+// cutLine cuts the first line, without its CR LF, off head. Every line of a head ends in CR LF (see Reader.head).
 func cutLine(head []byte) (line, rest []byte) {
 	i := bytes.IndexByte(head, '\n')
 	return head[:i-1], head[i+1:]
@@ -214,7 +216,7 @@ func fields(dst []message.Field, head []byte, limit int, bad reason.Reason) ([]m
 			return dst, refuse(bad, "name: value", "a header line without a colon")
 		}
 		name, val := line[:colon], line[colon+1:]
-		if !isToken(name) { // also catches folding and space before the colon
+		if !message.IsToken(name) { // also catches folding and space before the colon
 			return dst, refuse(bad, "a header name of token characters", "other characters in it, or a folded line")
 		}
 		for len(val) > 0 && (val[0] == ' ' || val[0] == '\t') {
@@ -223,10 +225,8 @@ func fields(dst []message.Field, head []byte, limit int, bad reason.Reason) ([]m
 		for len(val) > 0 && (val[len(val)-1] == ' ' || val[len(val)-1] == '\t') {
 			val = val[:len(val)-1]
 		}
-		for _, c := range val {
-			if !value[c] {
-				return dst, refuse(bad, "a header value without control characters", "a control character")
-			}
+		if !message.IsValue(val) {
+			return dst, refuse(bad, "a header value without control characters", "a control character")
 		}
 		dst = append(dst, message.Field{Name: name, Value: val})
 	}

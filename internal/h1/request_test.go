@@ -207,7 +207,7 @@ var accepted = []struct {
 	{"E09/absolute", "GET HTTP://A.test/x?y HTTP/1.1\r\n" + host + "\r\n", outcome{head: "GET /x ?truey host=a.test expect=false 1.1 framing=0 length=-1 keep=true|Host=a.test,true"}},
 	{"E09/absolute-root", "GET https://a.test HTTP/1.1\r\n" + host + "\r\n", outcome{head: "GET / ?false host=a.test expect=false 1.1 framing=0 length=-1 keep=true|Host=a.test,true"}},
 	{"E10/options", "OPTIONS * HTTP/1.1\r\n" + host + "\r\n", outcome{head: "OPTIONS * ?false host=a.test expect=false 1.1 framing=0 length=-1 keep=true|Host=a.test,true"}},
-	{"E11/get", line + host + "Content-Length: 5\r\n\r\nhelloGET", outcome{head: "GET / ?false host=a.test expect=false 1.1 framing=1 length=5 keep=true|Host=a.test,true|Content-Length=5,true", body: "hello", rest: 3}},
+	{"E11/get", line + host + "Content-Length: 5\r\n\r\nhelloGET", outcome{head: "GET / ?false host=a.test expect=false 1.1 framing=1 length=5 keep=false|Host=a.test,true|Content-Length=5,true", body: "hello", rest: 3}},
 	{"E04/zeros", post("Content-Length: 000000000000000005\r\n", "hello"), outcome{head: "POST /p ?false host=a.test expect=false 1.1 framing=1 length=5 keep=true|Host=a.test,true|Content-Length=000000000000000005,true", body: "hello"}},
 	{"E04/none", post("Content-Length: 0\r\n", "rest"), outcome{head: "POST /p ?false host=a.test expect=false 1.1 framing=0 length=0 keep=true|Host=a.test,true|Content-Length=0,true", rest: 4}},
 	{"E04/short", post("Content-Length: 9\r\n", "hello"), outcome{head: "POST /p ?false host=a.test expect=false 1.1 framing=1 length=9 keep=true|Host=a.test,true|Content-Length=9,true", body: "hello", err: "unexpected EOF"}},

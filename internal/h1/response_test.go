@@ -191,3 +191,57 @@ func TestChunkAtOnce(t *testing.T) {
 		t.Errorf("%q %v", p[:n], err)
 	}
 }
+
+// TestBufferedBehind: a head goes in front of a whole body where the old one was, and nothing else is touched. Where it
+// cannot, nothing is consumed.
+func TestBufferedBehind(t *testing.T) {
+	body := strings.Repeat("0123456789", 200)
+	oldHead := ok + "Content-Length: 2000\r\nServer: something of no interest\r\n\r\n"
+	for _, c := range []struct {
+		name, in string
+		head     int // bytes
+		twice    bool
+		refused  bool
+	}{
+		{"chunked", ok + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 3, false, true},
+		{"until close", ok + "\r\n" + body, 100, false, true},
+		{"none", "HTTP/1.1 204 No Content\r\n\r\n", 100, false, true},
+		{"incomplete", oldHead + body[:1999], 100, false, true},
+		{"shorter than its head", ok + "Content-Length: 5\r\n\r\nhello", 6, false, true},
+		{"no room", oldHead + body, front + len(oldHead) + 1, false, true},
+		{"just room", oldHead + body, front + len(oldHead), false, false},
+		{"an ordinary one", oldHead + body, 150, false, false},
+		{"with something behind it", oldHead + body + oldHead + body, 150, true, false},
+		{"with something behind it, and all the room of the first", oldHead + body + oldHead + body, front + len(oldHead), true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var d Reader
+			d.Reset(strings.NewReader(c.in), testLimits, true)
+			defer d.Release()
+			var resp message.Response
+			head := []byte(strings.Repeat("h", c.head))
+			for i := range 2 {
+				if err := d.ReadResponse(&resp, false); err != nil {
+					t.Fatal(err)
+				}
+				b, before := d.Body(&resp.Head, false), d.Buffered()
+				out, ok := b.BufferedBehind(head)
+				if ok == c.refused {
+					t.Fatalf("%v, expected %v", ok, !c.refused)
+				}
+				if c.refused {
+					if out != nil || d.Buffered() != before || b.Total() != 0 {
+						t.Errorf("%d bytes, %d of %d are left, %d counted", len(out), d.Buffered(), before, b.Total())
+					}
+					return
+				}
+				if string(out) != string(head)+body || !b.Done() || b.Total() != 2000 {
+					t.Errorf("response %d: %.200q, %v, %d", i, out, b.Done(), b.Total())
+				}
+				if !c.twice {
+					return
+				}
+			}
+		})
+	}
+}
