@@ -13,7 +13,7 @@ import (
 
 func checkCommand() *cobra.Command {
 	var file string
-	var asJSON bool
+	var asJSON, fetch bool
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "check a configuration and print who gets in where",
@@ -21,7 +21,7 @@ func checkCommand() *cobra.Command {
 			"and print the effective client-auth policy of every listener and host. Exit status 2 if something is wrong.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := daemon.Load(file, time.Now())
+			l, err := daemon.Check(file, time.Now(), fetch)
 			var conf *daemon.ConfigError
 			if err != nil && (!asJSON || !errors.As(err, &conf)) {
 				return err
@@ -68,6 +68,7 @@ func checkCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "countersign.yaml", "configuration `file`")
+	c.Flags().BoolVar(&fetch, "fetch", false, "ask the URLs of revocation lists and CA bundles too")
 	c.Flags().BoolVar(&asJSON, "json", false, "print problems as JSON")
 	return c
 }

@@ -27,7 +27,7 @@ func run() int {
 		Long:          "Countersign stands in front of services, proves who every client is by certificate, tells the backend in a way\nthat cannot be forged, and explains every refusal.\n\nStart with: countersign quickstart",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(quickstartCommand(), runCommand(), checkCommand(), versionCommand(), reasonsCommand(), schemaCommand(), manCommand())
+	root.AddCommand(quickstartCommand(), runCommand(), checkCommand(), explainCommand(), journalCommand(), clientsCommand(), impactCommand(), keylogCommand(), probeCommand(), topCommand(), versionCommand(), reasonsCommand(), schemaCommand(), manCommand())
 	prepareCompletion(root)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nhint: %s --help lists what there is", err, c.CommandPath())}
@@ -41,6 +41,10 @@ func run() int {
 	}
 	var conf *daemon.ConfigError
 	var usage usageError
+	var status statusError
+	if errors.As(err, &status) {
+		return int(status)
+	}
 	if errors.As(err, &conf) || errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
 		return exitConfig
 	}

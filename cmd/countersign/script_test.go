@@ -108,8 +108,8 @@ func newPKI(t *testing.T, dir string) *pki {
 		"server.p12": p12, "locked.key": testpki.PEM("ENCRYPTED PRIVATE KEY", locked),
 		"clients.pem": append(root.PEM(), ca.PEM()...), "root.pem": root.PEM(), "servers.pem": servers.PEM(),
 		"server.pem": server.PEM(), "server.key": server.KeyPEM(), "other.key": servers.Server("x.test").KeyPEM(),
-		"clients.crl": ca.CRL(p.clients["bob"]), "empty.crl": ca.CRL(),
-		"stale.crl": ca.CRL(testpki.ThisUpdate(time.Now().Add(-48*time.Hour)), testpki.NextUpdate(time.Now().Add(-24*time.Hour))),
+		"clients.crl": ca.CRL(p.clients["bob"], testpki.ThisUpdate(time.Now().Add(-49*time.Hour))), "empty.crl": ca.CRL(testpki.Number(3)),
+		"stale.crl": ca.CRL(testpki.Number(2), testpki.ThisUpdate(time.Now().Add(-48*time.Hour)), testpki.NextUpdate(time.Now().Add(-24*time.Hour))),
 		"alice.pem": p.clients["alice"].PEM(), "alice.key": p.clients["alice"].KeyPEM(), "empty.pem": nil,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {

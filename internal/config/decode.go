@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -34,17 +35,11 @@ const unsupported = "known, but not supported by this version"
 // must never look like a typing mistake that can be deleted without a thought.
 var laterKeys = map[reflect.Type][]string{
 	reflect.TypeFor[Config]():      {"admin", "keystores", "cluster", "shadow"},
-	reflect.TypeFor[TrustStore]():  {"shadow"},
-	reflect.TypeFor[Bundle]():      {"url", "pki", "spiffe", "directory", "system", "stores"},
-	reflect.TypeFor[CRL]():         {"url", "refresh"},
-	reflect.TypeFor[Revocation]():  {"deny"},
-	reflect.TypeFor[Listener]():    {"proxy_protocol", "desync"},
+	reflect.TypeFor[Bundle]():      {"pki", "spiffe"},
 	reflect.TypeFor[TLS]():         {"legacy_tls10_insecure"},
-	reflect.TypeFor[Host]():        {"shadow", "step_up"},
-	reflect.TypeFor[ClientAuth]():  {"shadow"},
-	reflect.TypeFor[Route]():       {"allow", "client_auth", "redirect", "fixed_response", "rewrite", "headers", "mirror", "retry", "exempt"},
-	reflect.TypeFor[Match]():       {"method", "header", "query", "source", "identity", "host"},
-	reflect.TypeFor[Upstream]():    {"retry", "proxy_protocol", "outlier", "sticky", "slow_start"},
+	reflect.TypeFor[Host]():        {"shadow"},
+	reflect.TypeFor[Route]():       {"retry", "exempt"},
+	reflect.TypeFor[Match]():       {"host"},
 	reflect.TypeFor[UpstreamTLS](): {"spki", "min_version"},
 }
 
@@ -58,8 +53,36 @@ type rules struct {
 	key            string
 	index          int
 	required, zero bool
-	short          bool
+	short, lines   bool
 	enum, later    []string
+}
+
+// shape is what the decoder needs to know of a struct type. It is made once for each type: reading tags takes longer than
+// decoding what they are about.
+type shape struct {
+	fields []rules  // those that have a key
+	keys   []string // of fields
+	short  *rules   // the field that a scalar in place of the mapping gives; nil for none
+}
+
+var shapes sync.Map // of *shape by reflect.Type
+
+func shapeOf(t reflect.Type) *shape {
+	if s, ok := shapes.Load(t); ok {
+		return s.(*shape)
+	}
+	all := fieldsOf(t)
+	s := new(shape)
+	if i := slices.IndexFunc(all, func(f rules) bool { return f.short }); i >= 0 {
+		s.short = &all[i]
+	}
+	for _, f := range all {
+		if f.key != "-" {
+			s.fields, s.keys = append(s.fields, f), append(s.keys, f.key)
+		}
+	}
+	shapes.Store(t, s)
+	return s
 }
 
 // fieldsOf reads the tags of a struct type, in the order in which the fields are declared.
@@ -72,7 +95,7 @@ func fieldsOf(t reflect.Type) []rules {
 		tag := t.Field(i).Tag
 		all[i] = rules{
 			key: tag.Get("yaml"), index: i, enum: list(tag.Get("enum")), later: list(tag.Get("later")),
-			required: tag.Get("required") == "true", zero: tag.Get("zero") == "true", short: tag.Get("short") == "true",
+			required: tag.Get("required") == "true", zero: tag.Get("zero") == "true", short: tag.Get("short") == "true", lines: tag.Get("lines") == "true",
 		}
 	}
 	return all
@@ -96,16 +119,26 @@ func ParsePart(name string, src []byte) (*File, Problems) {
 // and without comparing one setting with another. The File is never nil, so that problems can be rendered; its Config is
 // nil when there is an error among them.
 func Parse(name string, src []byte) (*File, Problems) {
-	file := &File{Name: name, Source: src, Partial: new(Config), places: map[string]place{}}
+	file := &File{Name: name, Source: src, Partial: new(Config), layout: new(layout)}
 	d := &decoder{file: file}
 	if root := d.load(); root != nil {
-		d.value(root, "", rules{}, reflect.ValueOf(file.Partial).Elem())
+		for root.Kind == yaml.AliasNode {
+			root = root.Alias
+		}
+		whole := file.add(spot{in: -1, index: -1}, place{at(root), at(root)})
+		d.value(root, whole, &rules{}, reflect.ValueOf(file.Partial).Elem())
+		file.spots = slices.Clip(file.spots)
 	}
 	d.problems.Sort()
 	if !d.problems.HasErrors() {
 		file.Config = file.Partial
 	}
 	return file, d.problems
+}
+
+// problem is add for a problem with the setting that has this number; pos is where to point.
+func (d *decoder) problem(pos Pos, setting int, next, format string, args ...any) {
+	d.add(pos, d.file.path(setting), next, format, args...)
 }
 
 func (d *decoder) add(pos Pos, path, next, format string, args ...any) {
@@ -170,6 +203,10 @@ func (d *decoder) readable() bool {
 	line, column := 1, 1
 	text := bytes.TrimPrefix(d.file.Source, bom)
 	for i := 0; i < len(text); {
+		if c := text[i]; ' ' <= c && c < 0x7f {
+			i, column = i+1, column+1
+			continue
+		}
 		r, size := utf8.DecodeRune(text[i:])
 		switch {
 		case r == utf8.RuneError && size == 1:
@@ -240,21 +277,19 @@ func (d *decoder) syntax(err error) {
 	d.add(pos, "", "correct this first: nothing after it was read", "not valid YAML: %s", message)
 }
 
-// value decodes n into v. Every kind of value passes here, so this is where emptiness, tags and aliases are dealt with.
-func (d *decoder) value(n *yaml.Node, path string, f rules, v reflect.Value) {
+// value decodes n, the value of the setting that has this number, into v. Every kind of value passes here, so this is
+// where emptiness, tags and aliases are dealt with.
+func (d *decoder) value(n *yaml.Node, setting int, f *rules, v reflect.Value) {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	here := d.file.places[path].show
-	if path == "" {
-		here = at(n)
-		d.file.places[""] = place{key: here, show: here}
-	}
+	here := d.file.at(setting).show
 	if n.Style&yaml.TaggedStyle != 0 {
-		d.add(here, path, "remove the tag; the key already says what is expected", "found the YAML tag %s, expected none", brief(n.Tag))
+		d.problem(here, setting, "remove the tag; the key already says what is expected", "found the YAML tag %s, expected none", brief(n.Tag))
 		return
 	}
 	if empty(n) {
+		path := d.file.path(setting)
 		if path == "" {
 			d.noSettings(here)
 			return
@@ -273,29 +308,28 @@ func (d *decoder) value(n *yaml.Node, path string, f rules, v reflect.Value) {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		d.structure(n, path, v)
+		d.structure(n, setting, v)
 	case reflect.Map:
-		if d.kind(n, yaml.MappingNode, here, path, "a mapping from names to settings") {
+		if d.kind(n, yaml.MappingNode, here, setting, "a mapping from names to settings") {
 			v.Set(reflect.MakeMap(v.Type()))
-			d.pairs(n, path, func(key string, value *yaml.Node, path string) {
+			d.pairs(n, setting, nil, func(key string, _ int, value *yaml.Node, setting int) {
 				item := reflect.New(v.Type().Elem()).Elem()
-				d.value(value, path, rules{}, item)
+				d.value(value, setting, &rules{}, item)
 				v.SetMapIndex(reflect.ValueOf(key), present(item))
 			})
 		}
 	case reflect.Slice:
-		if d.kind(n, yaml.SequenceNode, here, path, "a list, such as [a, b]") {
+		if d.kind(n, yaml.SequenceNode, here, setting, "a list, such as [a, b]") {
 			v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
+			each := &rules{enum: f.enum, later: f.later}
 			for i, c := range n.Content {
-				path := Path(path, i)
-				pos := at(c)
-				d.file.places[path] = place{key: pos, show: pos}
-				d.value(c, path, rules{enum: f.enum, later: f.later}, v.Index(i))
+				item := d.file.add(spot{in: int32(setting), index: int32(i)}, place{at(c), at(c)})
+				d.value(c, item, each, v.Index(i))
 				v.Index(i).Set(present(v.Index(i)))
 			}
 		}
 	default:
-		d.scalar(n, here, path, f, v)
+		d.scalar(n, here, setting, f, v)
 	}
 }
 
@@ -317,33 +351,38 @@ func empty(n *yaml.Node) bool {
 	return len(n.Content) == 0
 }
 
-func (d *decoder) kind(n *yaml.Node, want yaml.Kind, pos Pos, path, expected string) bool {
+func (d *decoder) kind(n *yaml.Node, want yaml.Kind, pos Pos, setting int, expected string) bool {
 	if n.Kind != want {
-		d.add(pos, path, "", "expected %s, found %s", expected, describe(n))
+		d.problem(pos, setting, "", "expected %s, found %s", expected, describe(n))
 	}
 	return n.Kind == want
 }
 
-// pairs calls visit for each entry of a mapping whose key is a plain, unrepeated name, and reports the others.
-func (d *decoder) pairs(n *yaml.Node, path string, visit func(key string, value *yaml.Node, path string)) {
-	seen := make(map[string]int, len(n.Content)/2)
+// pairs calls visit for each entry of a mapping whose key is a plain, unrepeated name, and reports the others. known are
+// the keys that are expected; visit gets the key's index in them, or -1, and the number of the setting.
+func (d *decoder) pairs(n *yaml.Node, in int, known []string, visit func(key string, index int, value *yaml.Node, setting int)) {
+	var room [16]*yaml.Node
+	seen := keysSeen{few: room[:0]}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, value := n.Content[i], n.Content[i+1]
-		first, again := seen[k.Value]
+		first, again := seen.line(k.Value)
 		switch name := k.Value; {
 		case k.Kind != yaml.ScalarNode || k.Style&yaml.TaggedStyle != 0 || empty(k):
-			d.add(at(k), path, "", "expected a name as key, found %s", describe(k))
+			d.problem(at(k), in, "", "expected a name as key, found %s", describe(k))
 		case name == "<<":
-			d.add(at(k), path, "write the keys out where they apply", `merge keys ("<<") are not allowed: they hide what applies where`)
+			d.problem(at(k), in, "write the keys out where they apply", `merge keys ("<<") are not allowed: they hide what applies where`)
 		case len(name) > maxName:
-			d.add(at(k), path, "", "the key %s has %d bytes, expected at most %d", brief(name), len(name), maxName)
+			d.problem(at(k), in, "", "the key %s has %d bytes, expected at most %d", brief(name), len(name), maxName)
 		case control(name):
-			d.add(at(k), path, "", "the key %s has a control character, expected none", brief(name))
+			d.problem(at(k), in, "", "the key %s has a control character, expected none", brief(name))
 		case again:
-			d.add(at(k), Path(path, name), "keep one of the two", "duplicate key %q, first given in line %d", name, first)
+			d.add(at(k), Path(d.file.path(in), name), "keep one of the two", "duplicate key %q, first given in line %d", name, first)
 		default:
-			seen[name] = k.Line
-			path := Path(path, name)
+			seen.add(k)
+			index := slices.Index(known, name)
+			if index >= 0 {
+				name = known[index] // which keeps no part of the file in memory
+			}
 			// A scalar is shown where it stands; a collection or nothing at its key, because it begins lines below.
 			p := place{key: at(k), show: at(k)}
 			target := value
@@ -353,55 +392,89 @@ func (d *decoder) pairs(n *yaml.Node, path string, visit func(key string, value 
 			if target.Kind == yaml.ScalarNode && !empty(target) {
 				p.show = at(value)
 			}
-			if _, taken := d.file.places[path]; !taken {
-				d.file.places[path] = p
-			}
-			visit(name, value, path)
+			visit(name, index, value, d.file.add(spot{name: name, in: int32(in), index: -1}, p))
 		}
 	}
 }
 
-func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
-	all := fieldsOf(v.Type())
-	here := d.file.places[path].show
-	if i := slices.IndexFunc(all, func(f rules) bool { return f.short }); i >= 0 && n.Kind == yaml.ScalarNode {
-		d.scalar(n, here, path, all[i], v.Field(all[i].index))
+// keysSeen are the keys of one mapping. Most have few, for which a map would cost more than it saves.
+type keysSeen struct {
+	few  []*yaml.Node
+	many map[string]int
+}
+
+func (s *keysSeen) add(k *yaml.Node) {
+	switch {
+	case s.many != nil:
+		s.many[k.Value] = k.Line
+	case len(s.few) < cap(s.few):
+		s.few = append(s.few, k)
+	default:
+		s.many = map[string]int{k.Value: k.Line}
+		for _, k := range s.few {
+			s.many[k.Value] = k.Line
+		}
+	}
+}
+
+// line is where the key was given first.
+func (s *keysSeen) line(name string) (line int, ok bool) {
+	if s.many != nil {
+		line, ok = s.many[name]
+		return line, ok
+	}
+	for _, k := range s.few {
+		if k.Value == name {
+			return k.Line, true
+		}
+	}
+	return 0, false
+}
+
+func (d *decoder) structure(n *yaml.Node, setting int, v reflect.Value) {
+	shape := shapeOf(v.Type())
+	all, keys := shape.fields, shape.keys
+	here := d.file.at(setting).show
+	if shape.short != nil && n.Kind == yaml.ScalarNode {
+		d.scalar(n, here, setting, shape.short, v.Field(shape.short.index))
 		return
 	}
-	all = slices.DeleteFunc(all, func(f rules) bool { return f.key == "-" })
-	keys := make([]string, len(all))
-	for i, f := range all {
-		keys[i] = f.key
-	}
-	if !d.kind(n, yaml.MappingNode, here, path, "a mapping with the keys "+strings.Join(keys, ", ")) {
+	if n.Kind != yaml.MappingNode {
+		d.kind(n, yaml.MappingNode, here, setting, "a mapping with the keys "+strings.Join(keys, ", "))
 		return
 	}
-	given := map[string]bool{}
-	d.pairs(n, path, func(key string, value *yaml.Node, path string) {
-		given[key] = true
-		if i := slices.Index(keys, key); i >= 0 {
-			d.value(value, path, all[i], v.Field(all[i].index))
+	given := make([]bool, len(all))
+	d.pairs(n, setting, keys, func(key string, i int, value *yaml.Node, setting int) {
+		if i >= 0 {
+			given[i] = true
+			d.value(value, setting, &all[i], v.Field(all[i].index))
 			return
 		}
-		pos := d.file.places[path].key
+		pos := d.file.at(setting).key
 		if slices.Contains(laterKeys[v.Type()], key) {
-			d.add(pos, path, "remove it only if the rest of the file is right without it", "the key %q is %s", key, unsupported)
+			d.problem(pos, setting, "remove it only if the rest of the file is right without it", "the key %q is %s", key, unsupported)
 			return
 		}
 		// One mistake, one problem: the key that was meant is not reported as missing as well.
-		given[Suggest(key, keys)] = true
-		d.add(pos, path, didYouMean(key, keys, "remove it, or use one of these keys"), "unknown key %q, expected one of: %s", key, strings.Join(keys, ", "))
+		if i := slices.Index(keys, Suggest(key, keys)); i >= 0 {
+			given[i] = true
+		}
+		d.problem(pos, setting, didYouMean(key, keys, "remove it, or use one of these keys"), "unknown key %q, expected one of: %s", key, strings.Join(keys, ", "))
 	})
-	for _, f := range all {
-		if f.required && !given[f.key] {
-			d.add(here, path, "add "+f.key+":", "missing required key %q", f.key)
+	for i, f := range all {
+		if f.required && !given[i] {
+			d.problem(here, setting, "add "+f.key+":", "missing required key %q", f.key)
 		}
 	}
 }
 
 // scalar decodes text, numbers, durations and sizes. It looks at the text as written and never at the type YAML guesses
 // for it: "off" is a word here, not a boolean, and 1.2 is a version, not a float.
-func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.Value) {
+func (d *decoder) scalar(n *yaml.Node, pos Pos, setting int, f *rules, v reflect.Value) {
+	if n.Kind == yaml.ScalarNode && v.Kind() == reflect.String && (len(f.enum) == 0 || slices.Contains(f.enum, n.Value)) && !control(n.Value) {
+		v.SetString(n.Value)
+		return
+	}
 	expected := "text"
 	switch {
 	case len(f.enum) > 0:
@@ -416,26 +489,26 @@ func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.
 		expected = "true or false"
 	}
 	if n.Kind == yaml.MappingNode && slices.Contains(f.later, "{"+n.Content[0].Value+"}") {
-		d.add(pos, path, "use "+expected, "a mapping with %s is %s, expected %s", brief(n.Content[0].Value), unsupported, expected)
+		d.problem(pos, setting, "use "+expected, "a mapping with %s is %s, expected %s", brief(n.Content[0].Value), unsupported, expected)
 		return
 	}
-	if !d.kind(n, yaml.ScalarNode, pos, path, expected) {
+	if !d.kind(n, yaml.ScalarNode, pos, setting, expected) {
 		return
 	}
 	text := n.Value
 	if v.Kind() == reflect.String {
 		switch {
-		case control(text):
-			d.add(pos, path, "", "found a control character in %s, expected none", brief(text))
+		case control(text) && !(f.lines && !control(strings.ReplaceAll(text, "\n", " "))):
+			d.problem(pos, setting, "", "found a control character in %s, expected none", brief(text))
 		case len(f.enum) == 0 || slices.Contains(f.enum, text):
 			v.SetString(text)
 		case slices.ContainsFunc(f.later, func(w string) bool {
 			prefix, isPrefix := strings.CutSuffix(w, "*")
 			return text == w || isPrefix && strings.HasPrefix(text, prefix)
 		}):
-			d.add(pos, path, "use "+expected, "%s is %s, expected %s", brief(text), unsupported, expected)
+			d.problem(pos, setting, "use "+expected, "%s is %s, expected %s", brief(text), unsupported, expected)
 		default:
-			d.add(pos, path, didYouMean(text, f.enum, ""), "found %s, expected %s", brief(text), expected)
+			d.problem(pos, setting, didYouMean(text, f.enum, ""), "found %s, expected %s", brief(text), expected)
 		}
 		return
 	}
@@ -445,7 +518,7 @@ func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.
 		case "true", "false":
 			v.SetBool(text == "true")
 		default:
-			d.add(pos, path, "", "found %s, expected %s", brief(text), expected)
+			d.problem(pos, setting, "", "found %s, expected %s", brief(text), expected)
 		}
 		return
 	}
@@ -470,11 +543,11 @@ func (d *decoder) scalar(n *yaml.Node, pos Pos, path string, f rules, v reflect.
 		if _, plain := parseWhole(text); plain == nil && v.Type() == durationType {
 			next = "write the unit, for example " + brief(text+"s")
 		}
-		d.add(pos, path, next, "found %s, expected %s", brief(text), expected)
+		d.problem(pos, setting, next, "found %s, expected %s", brief(text), expected)
 	case number < 0:
-		d.add(pos, path, "", "found %s, expected nothing negative", brief(text))
+		d.problem(pos, setting, "", "found %s, expected nothing negative", brief(text))
 	case number == 0 && !f.zero:
-		d.add(pos, path, "remove the key to get the default, or give a value", "found %s: zero is neither a limit nor \"no limit\" here", brief(text))
+		d.problem(pos, setting, "remove the key to get the default, or give a value", "found %s: zero is neither a limit nor \"no limit\" here", brief(text))
 	default:
 		v.SetInt(number)
 	}

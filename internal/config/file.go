@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 )
 
@@ -22,9 +25,87 @@ type File struct {
 	// only: a setting that was refused looks like one that was left out.
 	Partial *Config
 
-	lines  []string
-	places map[string]place
-	parts  []*File // included files
+	*layout
+	parts []*File // included files
+}
+
+// layout is where the settings of a text stand. Copies of a File share it.
+type layout struct {
+	// spots are the settings in the order in which they were decoded, the file as a whole first. They hold neither paths nor
+	// a map of them: a file of thousands of hosts has a hundred thousand, and only who has a problem to show needs one.
+	spots []spot
+
+	once   sync.Once
+	byPath map[string]int // into spots
+
+	cut   sync.Once
+	lines []string
+}
+
+// spot is one setting: its key or its index in a list, inside the setting that is number in of the spots.
+type spot struct {
+	name      string
+	in, index int32 // index is -1 for a key, in is -1 for the file as a whole
+	key, show mark
+}
+
+// mark is a Pos in half the memory.
+type mark struct{ line, column int32 }
+
+func markOf(p Pos) mark {
+	return mark{int32(min(p.Line, math.MaxInt32)), int32(min(p.Column, math.MaxInt32))}
+}
+
+func (m mark) pos() Pos { return Pos{int(m.line), int(m.column)} }
+
+// add notes a setting and returns its number.
+func (l *layout) add(s spot, p place) int {
+	s.key, s.show = markOf(p.key), markOf(p.show)
+	l.spots = append(l.spots, s)
+	return len(l.spots) - 1
+}
+
+// path writes the path of a setting.
+func (l *layout) path(at int) string {
+	s := &l.spots[at]
+	switch {
+	case s.in < 0:
+		return ""
+	case s.index >= 0:
+		return Path(l.path(int(s.in)), int(s.index))
+	}
+	return Path(l.path(int(s.in)), s.name)
+}
+
+func (l *layout) at(at int) place {
+	s := &l.spots[at]
+	return place{s.key.pos(), s.show.pos()}
+}
+
+// lookup returns the place of exactly this path. Of settings whose paths look the same, as those with dots in their names
+// can, it knows the first.
+func (l *layout) lookup(path string) (place, bool) {
+	l.once.Do(func() {
+		l.byPath = make(map[string]int, len(l.spots))
+		paths := make([]string, len(l.spots)) // who contains comes first
+		for i, s := range l.spots {
+			switch {
+			case s.in < 0:
+			case s.index >= 0:
+				paths[i] = Path(paths[s.in], int(s.index))
+			default:
+				paths[i] = Path(paths[s.in], s.name)
+			}
+			if _, taken := l.byPath[paths[i]]; !taken {
+				l.byPath[paths[i]] = i
+			}
+		}
+	})
+	at, ok := l.byPath[path]
+	if !ok {
+		return place{}, false
+	}
+	return l.at(at), true
 }
 
 // Pos is a place in a file. Line and Column count from 1, columns in characters.
@@ -42,21 +123,27 @@ var bom = []byte("\ufeff")
 // Path writes the path of a setting: strings are joined by dots and ints become [i]. The first part may itself be a
 // path; empty strings are left out.
 func Path(parts ...any) string {
-	var b strings.Builder
+	var room [128]byte
+	b := room[:0]
 	for _, part := range parts {
+		var s string
 		switch p := part.(type) {
 		case int:
-			fmt.Fprintf(&b, "[%d]", p)
+			b = append(strconv.AppendInt(append(b, '['), int64(p), 10), ']')
+			continue
+		case string:
+			s = p
 		default:
-			if s := fmt.Sprint(p); s != "" {
-				if b.Len() > 0 {
-					b.WriteByte('.')
-				}
-				b.WriteString(s)
+			s = fmt.Sprint(p)
+		}
+		if s != "" {
+			if len(b) > 0 {
+				b = append(b, '.')
 			}
+			b = append(b, s...)
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
 // last splits the last key or index off a path.
@@ -83,11 +170,11 @@ func (f *File) place(path string) place {
 // find returns the place of a path and the file it is in.
 func (f *File) find(path string) (place, *File) {
 	for {
-		if p, ok := f.places[path]; ok {
+		if p, ok := f.lookup(path); ok {
 			return place{f.clamp(p.key), f.clamp(p.show)}, f
 		}
 		for _, part := range f.parts {
-			if p, ok := part.places[path]; ok && path != "" {
+			if p, ok := part.lookup(path); ok && path != "" {
 				return place{part.clamp(p.key), part.clamp(p.show)}, part
 			}
 		}
@@ -98,8 +185,8 @@ func (f *File) find(path string) (place, *File) {
 	}
 }
 
-// Include adds what an included file has to f. The problems are names that both have, and sections that only the main file
-// may have.
+// Include adds what an included file has to f, and changes nothing that others may share with f. The problems are names
+// that both have, and sections that only the main file may have.
 func (f *File) Include(part *File) (problems Problems) {
 	add := func(path, next, format string, args ...any) {
 		p := part.Problem(path, next, format, args...)
@@ -107,8 +194,9 @@ func (f *File) Include(part *File) (problems Problems) {
 		problems = append(problems, p)
 	}
 	from, to := part.Partial, f.Partial
-	for key, present := range map[string]bool{"include": from.Include != nil, "ops": from.Ops != nil, "log": from.Log != nil,
-		"state": from.State != "", "drain": from.Drain != 0} {
+	for key, present := range map[string]bool{"include": from.Include != nil, "ops": from.Ops != nil, "control": from.Control != "",
+		"log": from.Log != nil, "limits": from.Limits != nil, "outbound": from.Outbound != nil, "tracing": from.Tracing != nil,
+		"state": from.State != "", "journal": from.Journal != nil, "drain": from.Drain != 0} {
 		if present {
 			add(key, "move it to "+f.Name, "an included file has trust_stores, listeners and upstreams only, found %s", key)
 		}
@@ -133,6 +221,7 @@ func (f *File) Sources() [][]byte {
 }
 
 func merge[T any](f *File, section string, to *map[string]T, from map[string]T, add func(path, next, format string, args ...any)) {
+	own := false // whether *to is of this Include
 	for name, v := range from {
 		path := Path(section, name)
 		if _, twice := (*to)[name]; twice {
@@ -140,8 +229,11 @@ func merge[T any](f *File, section string, to *map[string]T, from map[string]T, 
 			add(path, "rename or remove one of the two", "%q is there already, in %s line %d", name, file.Name, place.key.Line)
 			continue
 		}
-		if *to == nil {
-			*to = make(map[string]T)
+		if !own {
+			*to, own = maps.Clone(*to), true
+			if *to == nil {
+				*to = make(map[string]T)
+			}
 		}
 		(*to)[name] = v
 	}
@@ -159,12 +251,12 @@ func (f *File) clamp(p Pos) Pos {
 }
 
 func (f *File) split() {
-	if f.lines == nil {
+	f.cut.Do(func() {
 		f.lines = strings.Split(string(bytes.TrimPrefix(f.Source, bom)), "\n")
 		for i, line := range f.lines {
 			f.lines[i] = strings.TrimSuffix(line, "\r")
 		}
-	}
+	})
 }
 
 // Problem is one thing that is wrong with a file, or questionable when Warning is set.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -39,6 +41,30 @@ func TestInclude(t *testing.T) {
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is missing in:\n%s", want, b.String())
+		}
+	}
+}
+
+// Every section but the three is refused in an included file, also those that are yet to come.
+func TestIncludeRefuses(t *testing.T) {
+	texts := map[string]string{"include": "['x.yaml']", "ops": "{listen: ':3'}", "control": "unix:/x", "log": "{requests: none}",
+		"limits": "{handshakes_at_once: 5}", "outbound": "{stapling: off}", "tracing": "{otlp: 'https://x'}", "state": "./x", "journal": "{enabled: true}",
+		"drain": "1s"}
+	for i := range reflect.TypeFor[Config]().NumField() {
+		key := reflect.TypeFor[Config]().Field(i).Tag.Get("yaml")
+		if slices.Contains([]string{"trust_stores", "listeners", "upstreams"}, key) {
+			continue
+		}
+		text, known := texts[key]
+		if !known {
+			t.Errorf("%s: no text here for it", key)
+			continue
+		}
+		main, _ := Parse("main.yaml", []byte("listeners:\n  here: {listen: ':1', protocol: http}\n"))
+		part, problems := ParsePart("part.yaml", []byte(key+": "+text+"\n"))
+		problems = append(problems, main.Include(part)...)
+		if len(problems) != 1 || !strings.Contains(problems[0].Message, "an included file has") {
+			t.Errorf("%s: %v", key, problems)
 		}
 	}
 }

@@ -103,9 +103,15 @@ var special = map[string]func(*schema){
 	"KeyPair": func(s *schema) {
 		s.OneOf = []schema{{Required: []string{"cert", "key"}}, {Required: []string{"pkcs12"}}}
 	},
+	"Redirect.port": func(s *schema) {
+		s.Type, s.Pattern, s.Minimum, s.Maximum = []string{"string", "integer"}, `^([1-9][0-9]{0,4}|#\{port\})$`, new(1), new(65535)
+	},
+	"Tracing.sample": func(s *schema) {
+		s.Type, s.Pattern, s.Minimum, s.Maximum = []string{"string", "number"}, `^(0|1|0?\.[0-9]+|1\.0+)$`, new(0), new(1)
+	},
 	"Secret": func(s *schema) { s.OneOf = []schema{{Required: []string{"file"}}, {Required: []string{"env"}}} },
 	"Health.status": func(s *schema) {
-		s.Type, s.Pattern, s.Minimum, s.Maximum = []string{"string", "integer"}, `^[1-5][0-9]{2}(-[1-5][0-9]{2})?$`, new(100), new(599)
+		s.Type, s.Pattern, s.Minimum, s.Maximum = []string{"string", "integer"}, `^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$`, new(100), new(599)
 	},
 }
 
@@ -195,7 +201,9 @@ func (g *generator) object(t reflect.Type) (*schema, error) {
 		field := t.Field(f.index)
 		if f.short {
 			short = words(f.enum)
-			continue
+			if f.key == "-" {
+				continue
+			}
 		}
 		s, err := g.value(field.Type, f)
 		if err != nil {

@@ -278,7 +278,7 @@ func TestClientGone(t *testing.T) {
 					rc := g.b.conn(t, path)
 					time.Sleep(50 * time.Millisecond) // the exchange waits for the answer
 					stop(c, how)
-					if took := rc.closed(t, 4*time.Second); took > 1600*time.Millisecond {
+					if took := rc.closed(t, 4*time.Second); took > 3*time.Second {
 						t.Errorf("noticed after %s", took)
 					}
 					why := "client_aborted"

@@ -175,11 +175,12 @@ func authWorld(t *testing.T) (*world, *backend, []wrong) {
 	b := echo(t, "api", nil)
 	bob := w.ca.Client("bob")
 	revoked := w.root.Intermediate("Revoked CA")
+	late := w.root.Intermediate("Late CA") // of which nobody has a newer list
 	w.file("root.pem", w.root.PEM())
 	w.file("clients.crl", w.ca.CRL(bob))
 	w.file("root.crl", w.root.CRL(revoked))
 	w.file("revoked-ca.crl", revoked.CRL())
-	w.file("stale.crl", w.ca.CRL(testpki.ThisUpdate(time.Now().Add(-48*time.Hour)), testpki.NextUpdate(time.Now().Add(-time.Hour))))
+	w.file("stale.crl", late.CRL(testpki.ThisUpdate(time.Now().Add(-48*time.Hour)), testpki.NextUpdate(time.Now().Add(-time.Hour))))
 	w.start(authHosts, b.addr)
 
 	foreign := testpki.New(t).Intermediate("Clients CA")
@@ -188,7 +189,7 @@ func authWorld(t *testing.T) (*world, *backend, []wrong) {
 		deep = deep.Intermediate(fmt.Sprint("Deep CA ", i))
 	}
 	deepLeaf := deep.Client("deep")
-	alice := w.ca.Client("alice")
+	alice, lazy := w.ca.Client("alice"), late.Client("lazy")
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	big32 := pkix.Extension{Id: []int{1, 3, 6, 1, 4, 1, 99999, 2}, Value: must(asn1.Marshal(make([]byte, 33<<10)))(t)}
 	expiredCA := w.root.Intermediate("Expired CA", testpki.Expired())
@@ -226,7 +227,7 @@ func authWorld(t *testing.T) (*world, *backend, []wrong) {
 		{id: "B28", name: "bytes behind the leaf", key: key, chain: [][]byte{append(bytes.Clone(alice.DER()), 0), w.ca.DER()}, reason: "client_cert_unparsable"},
 		{id: "B07", name: "somebody else's certificate", key: key, chain: alice.Chain, reason: "possession_not_proven", alert: [2]string{"error decrypting message", "error decrypting message"}},
 		{id: "C10", name: "no list of the issuer", host: "none.w.test", key: key, chain: alice.Chain, reason: "crl_missing", fault: alice.Cert},
-		{id: "C04", name: "stale list", host: "stale.w.test", key: key, chain: alice.Chain, reason: "crl_stale", fault: alice.Cert},
+		{id: "C04", name: "stale list", host: "stale.w.test", key: key, chain: lazy.Chain, reason: "crl_stale", fault: lazy.Cert},
 	}
 	for i := range list {
 		switch list[i].reason {
@@ -450,7 +451,7 @@ func TestFailureReset(t *testing.T) {
 			}
 			// What is no failure of client auth keeps its alert.
 			conf := pin(w.client("b.test", nil), v.id)
-			conf.NextProtos = []string{"h2"}
+			conf.NextProtos = []string{"spdy/3"}
 			if a := w.call("public", conf, "b.test", "/"); a.alert() != "no application protocol" {
 				t.Errorf("alert %q (%v)", a.alert(), a.err)
 			}
@@ -483,41 +484,148 @@ func (c *cache) Put(_ string, s *tls.ClientSessionState) {
 	}
 }
 
-// TestNoResumption: 20 hosts of different policies, all pairs: no ticket is ever given, so none opens another host.
-func TestNoResumption(t *testing.T) {
+// frozen offers one session for ever, and takes no other.
+type frozen struct{ session *tls.ClientSessionState }
+
+func (f frozen) Get(string) (*tls.ClientSessionState, bool) { return f.session, f.session != nil }
+
+func (frozen) Put(string, *tls.ClientSessionState) {}
+
+// offers lets a client offer a session, and counts in asked how often it is asked for its certificate: not at all where
+// the session is resumed.
+func offers(conf *tls.Config, sessions tls.ClientSessionCache, asked *int) *tls.Config {
+	conf = conf.Clone()
+	conf.ClientSessionCache = sessions
+	get := conf.GetClientCertificate
+	conf.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		*asked++
+		if get == nil {
+			return &tls.Certificate{}, nil
+		}
+		return get(r)
+	}
+	return conf
+}
+
+// TestResumption: a session is resumed under the listener, policy and trust store content it was earned under, and
+// nowhere else: 20 hosts of different policies, all pairs, a second listener, and reloads.
+func TestResumption(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	b := echo(t, "api", nil)
 	other := testpki.New(t)
 	w.file("b.pem", other.PEM())
-	var conf strings.Builder
-	conf.WriteString("trust_stores:\n  A: {ca_bundle: {file: clients.pem}}\n  B: {ca_bundle: {file: b.pem}}\n")
-	conf.WriteString("upstreams: {api: {targets: [\"http://BACKEND\"]}}\nlisteners:\n  public:\n    listen: 127.0.0.1:0\n    protocol: https\n    hosts:\n")
+	var text strings.Builder
+	text.WriteString("trust_stores:\n  A: {ca_bundle: {file: clients.pem}}\n  B: {ca_bundle: {file: b.pem}}\n")
+	text.WriteString("upstreams: {api: {targets: [\"http://BACKEND\"]}}\nlisteners:\n")
 	auth := []string{"mode: off", "mode: request, trust_store: A", "mode: require, trust_store: A", "mode: require, trust_store: B"}
-	for i := range 20 {
-		fmt.Fprintf(&conf, "      - {names: [h%d.w.test], certificate: {cert: server.pem, key: server.key}, client_auth: {%s}, routes: [{upstream: api}]}\n", i, auth[i%4])
+	for _, listener := range []string{"public", "second"} { // the same names and policies
+		text.WriteString("  " + listener + ":\n    listen: 127.0.0.1:0\n    protocol: https\n    hosts:\n")
+		for i := range 20 {
+			fmt.Fprintf(&text, "      - {names: [h%d.w.test, g%d.w.test], certificate: {cert: server.pem, key: server.key}, client_auth: {%s}, routes: [{upstream: api}]}\n", i, i, auth[i%4])
+		}
 	}
-	w.start(conf.String(), b.addr)
+	conf := text.String()
+	w.start(conf, b.addr)
 	certs := []*testpki.Cert{nil, w.ca.Client("alice"), w.ca.Client("alice"), other.Client("alice")}
 	for _, v := range tlsVersions {
-		t.Run("A03/A04/"+v.name, func(t *testing.T) {
-			sessions := &cache{}
+		sessions := make([]*tls.ClientSessionState, 20)
+		call := func(listener, name string, i int, c tls.ClientSessionCache) (answer, int) {
+			asked := 0
+			host := fmt.Sprint(name, i, ".w.test")
+			return w.call(listener, offers(pin(w.client(host, certs[i%4]), v.id), c, &asked), host, "/"), asked
+		}
+		full := func(t *testing.T, what string, a answer, asked, i int) {
+			t.Helper()
+			if a.status != 200 || a.state.DidResume || (asked == 1) != (i%4 != 0) {
+				t.Errorf("%s: %d %v, resumed %v, asked %d times; expected a full handshake", what, a.status, a.err, a.state.DidResume, asked)
+			}
+			if r := w.ended(t, a); r["resumed"] != nil {
+				t.Errorf("%s: %v", what, r)
+			}
+		}
+		for i := range sessions {
+			c := &cache{}
+			a, asked := call("public", "h", i, c)
+			full(t, fmt.Sprint("first handshake on h", i), a, asked, i)
+			if sessions[i] = c.last; c.last == nil {
+				t.Fatalf("h%d: no ticket", i)
+			}
+		}
+		t.Run("A01/A02/A03/A04/"+v.name+"/other hosts", func(t *testing.T) {
 			for i := range 20 {
 				for j := range 20 {
-					for _, k := range []int{i, j} {
-						host := fmt.Sprintf("h%d.w.test", k)
-						a := w.call("public", pin(w.client(host, certs[k%4], func(c *tls.Config) { c.ClientSessionCache = sessions }), v.id), host, "/")
-						if a.status != 200 || a.state.DidResume {
-							t.Fatalf("%s after h%d: %d %v, resumed %v", host, i, a.status, a.err, a.state.DidResume)
-						}
-						if i == j {
-							break
-						}
+					if i != j {
+						a, asked := call("public", "h", j, frozen{sessions[i]})
+						full(t, fmt.Sprintf("session of h%d on h%d", i, j), a, asked, j)
 					}
 				}
 			}
-			if sessions.puts != 0 {
-				t.Errorf("%d session tickets were given", sessions.puts)
+		})
+		t.Run("A01/"+v.name+"/other name of the host", func(t *testing.T) { // RFC 6066 section 3
+			for i := range 4 {
+				a, asked := call("public", "g", i, frozen{sessions[i]})
+				full(t, fmt.Sprint("session of h", i), a, asked, i)
 			}
+		})
+		t.Run("A43/"+v.name+"/other listener", func(t *testing.T) {
+			for i := range 4 {
+				a, asked := call("second", "h", i, frozen{sessions[i]})
+				full(t, fmt.Sprint("session of h", i), a, asked, i)
+			}
+		})
+		// No certificate for host 3, the session of host 0, 1 and 2: what they allow is not allowed there.
+		t.Run("A03/"+v.name+"/session in place of a certificate", func(t *testing.T) {
+			for i := range 3 {
+				before := b.seen()
+				a := w.call("public", pin(w.client("h3.w.test", nil, func(c *tls.Config) { c.ClientSessionCache = frozen{sessions[i]} }), v.id), "h3.w.test", "/")
+				if a.status != 0 || w.ended(t, a)["reason"] != "client_cert_missing" || b.seen() != before {
+					t.Errorf("session of h%d: %d %v", i, a.status, a.err)
+				}
+			}
+		})
+		same := func(t *testing.T, what string) {
+			for i := range 4 {
+				a, asked := call("public", "h", i, frozen{sessions[i]})
+				if a.status != 200 || !a.state.DidResume || asked != 0 {
+					t.Errorf("%s: h%d: %d %v, resumed %v, asked %d times", what, i, a.status, a.err, a.state.DidResume, asked)
+				}
+				if r := w.ended(t, a); r["resumed"] != true || (r["client_certificate"] == nil) != (i%4 == 0) {
+					t.Errorf("%s: h%d: %v", what, i, r)
+				}
+			}
+		}
+		t.Run("A10/"+v.name+"/same host", func(t *testing.T) { same(t, "at once") })
+		t.Run("A34/"+v.name+"/no certificate yet", func(t *testing.T) { // who had none is asked again
+			sessions, asked := &cache{}, 0
+			for i := range 3 {
+				a := w.call("public", offers(pin(w.client("h1.w.test", nil), v.id), sessions, &asked), "h1.w.test", "/")
+				if a.status != 200 || a.state.DidResume || asked != i+1 {
+					t.Errorf("%d %v, resumed %v, asked %d times", a.status, a.err, a.state.DidResume, asked)
+				}
+			}
+		})
+		t.Run("A08/"+v.name+"/reloads", func(t *testing.T) {
+			w.reload(conf+"drain: 7s\n", b.addr)
+			same(t, "nothing of it changed")
+			changed := func(what string, hosts ...int) {
+				t.Helper()
+				for _, i := range hosts {
+					a, asked := call("public", "h", i, frozen{sessions[i]})
+					full(t, fmt.Sprintf("%s: h%d", what, i), a, asked, i)
+				}
+			}
+			w.file("clients.pem", append(append(w.root.PEM(), w.ca.PEM()...), other.PEM()...))
+			w.reload(conf, b.addr)
+			changed("A07/another CA in the store", 1, 2)
+			w.file("clients.pem", append(w.root.PEM(), w.ca.PEM()...))
+			w.reload(strings.ReplaceAll(conf, "A: {ca_bundle: {file: clients.pem}}", "A: {ca_bundle: {file: clients.pem}, revocation: {crls: [{file: clients.crl}]}}"), b.addr)
+			changed("A06/a list in the store", 1, 2)
+			w.reload(strings.ReplaceAll(conf, "mode: request, trust_store: A", "mode: require, trust_store: A"), b.addr)
+			changed("A02/another mode", 1)
+			w.reload(strings.ReplaceAll(conf, "mode: require, trust_store: A", "mode: require, trust_store: A, on_failure: page"), b.addr)
+			changed("A02/another way to refuse", 2)
+			w.reload(conf, b.addr)
 		})
 	}
 }
@@ -535,11 +643,14 @@ func TestIdentityUnderConcurrency(t *testing.T) {
 	w.start(basic, l.Addr().String())
 	t.Run("D14/200 clients", func(t *testing.T) {
 		var wg sync.WaitGroup
+		turn := make(chan struct{}, 8) // all at once, some handshakes would take longer than they may on a slow machine
 		for i := range clients {
 			name := fmt.Sprint("client-", i)
 			conf := w.client("a.test", w.ca.Client(name))
 			wg.Go(func() {
+				turn <- struct{}{}
 				c, err := tls.Dial("tcp", w.addr("public"), conf)
+				<-turn
 				if err != nil {
 					t.Error(err)
 					return

@@ -97,9 +97,16 @@ func TestD03(t *testing.T) {
 	g := newRig(t, "", "", false)
 	for _, l := range listeners {
 		g.b.reset()
-		got, _, _ := g.ask(t, l, "GET / HTTP/1.1\r\n"+hostLine+"X_Custom: dropped\r\nContent_Length: dropped\r\nTransfer_Encoding: dropped\r\n_: dropped\r\nX.Client.Cert: dropped\r\nx-client.cert: dropped\r\nX~Forwarded'For: dropped\r\nX.Custom: kept\r\n\r\n")
+		got, _, _ := g.ask(t, l, "GET / HTTP/1.1\r\n"+hostLine+"X_Custom: dropped\r\n_: dropped\r\nX.Client.Cert: dropped\r\nx-client.cert: dropped\r\nX~Forwarded'For: dropped\r\nX.Custom: kept\r\n\r\n")
 		if s := g.b.got(); got.StatusCode != 200 || strings.Contains(s, "dropped") || !strings.Contains(s, "X.Custom: kept\r\n") {
 			t.Errorf("%s: %d %q", l, got.StatusCode, s)
+		}
+		for _, name := range []string{"Content_Length", "Transfer_Encoding"} { // nobody means these well
+			g.b.reset()
+			got, _, _ := g.ask(t, l, "GET / HTTP/1.1\r\n"+hostLine+name+": 5\r\n\r\n")
+			if s := g.b.got(); got.StatusCode != 400 || s != "" {
+				t.Errorf("%s: %s: %d %q", l, name, got.StatusCode, s)
+			}
 		}
 	}
 }
@@ -119,19 +126,23 @@ func TestD04(t *testing.T) {
 	}
 }
 
-// TestD05 is for trailers of responses; those of requests are in TestE06.
+// TestD05 is for trailers of responses: they go to who reads them, without what could be taken for a header. Those of
+// requests are in TestE06.
 func TestD05(t *testing.T) {
 	g := newRig(t, "", "", false)
-	g.b.on("/trailer", raw("HTTP/1.1 200 OK\r\nTrailer: X-Client-Cert, X-Other\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Client-Cert: leak\r\nX-Other: leak\r\n\r\n", true))
+	g.b.on("/trailer", raw("HTTP/1.1 200 OK\r\nTrailer: X-Client-Cert, X-Other\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Client-Cert: leak\r\nX-Other: passes\r\n\r\n", true))
 	for _, l := range listeners {
-		c := g.connect(t, l)
-		io.WriteString(c, "GET /trailer HTTP/1.1\r\n"+hostLine+"TE: trailers\r\nConnection: TE, close\r\n\r\n")
-		all, err := io.ReadAll(c)
-		if s := string(all); err != nil || strings.Contains(s, "leak") || strings.Contains(s, "Trailer") || !strings.HasSuffix(s, "hello\r\n0\r\n\r\n") {
-			t.Errorf("%s: %q %v", l, all, err)
-		}
-		if s := g.b.got(); strings.Contains(strings.ToLower(s), "te: trailers") {
-			t.Errorf("%s: the target got %q", l, s)
+		for reads, end := range map[string]string{"": "hello\r\n0\r\n\r\n", "TE: trailers\r\nConnection: TE\r\n": "hello\r\n0\r\nX-Other: passes\r\n\r\n"} {
+			g.b.reset()
+			c := g.connect(t, l)
+			io.WriteString(c, "GET /trailer HTTP/1.1\r\n"+hostLine+reads+"Connection: close\r\n\r\n")
+			all, err := io.ReadAll(c)
+			if s := string(all); err != nil || strings.Contains(s, "leak") || strings.Contains(s, "Trailer") || !strings.HasSuffix(s, end) {
+				t.Errorf("%s: %q %v", l, all, err)
+			}
+			if s := g.b.got(); strings.Contains(s, "TE: trailers\r\n") != (reads != "") {
+				t.Errorf("%s: the target got %q", l, s)
+			}
 		}
 	}
 }

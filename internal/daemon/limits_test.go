@@ -82,6 +82,7 @@ func TestConnectionLimits(t *testing.T) {
 			t.Errorf("ended after %v, expected limits.handshake of 1s", took)
 		}
 		w.record("kind=handshake", "reason=hello_timeout")
+		w.awaitMetric(`countersign_connections{listener="public"}`, "0")
 
 		// After the hello: the client reads our flight and says nothing more.
 		c, err = net.Dial("tcp", w.addr("public"))

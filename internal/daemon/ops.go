@@ -24,6 +24,8 @@ type ops struct {
 	draining atomic.Bool
 	reloads  *prometheus.CounterVec
 	last     prometheus.Gauge
+	loaded   prometheus.Gauge
+	loadedAt atomic.Pointer[time.Time]
 
 	mu      sync.Mutex
 	current *opsServer
@@ -41,10 +43,11 @@ func newOps(m *Main) *ops {
 	o := &ops{m: m,
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "countersign_reloads_total", Help: "Configurations loaded, by result."}, []string{"result"}),
 		last:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "countersign_last_reload_success", Help: "1 if the last configuration was accepted, 0 if an older one stayed in force."}),
+		loaded:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "countersign_last_reload_success_seconds", Help: "When the configuration in force was loaded, in Unix time."}),
 	}
 	o.reloads.WithLabelValues("accepted")
 	o.reloads.WithLabelValues("refused")
-	m.book.Registry.MustRegister(o.reloads, o.last, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), targets{m})
+	m.book.Registry.MustRegister(o.reloads, o.last, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), o.loaded, state{m}, newFacts())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -113,6 +116,9 @@ func (o *ops) reloaded(accepted bool) {
 	if accepted {
 		o.reloads.WithLabelValues("accepted").Inc()
 		o.last.Set(1)
+		now := time.Now()
+		o.loaded.Set(float64(now.Unix()))
+		o.loadedAt.Store(&now)
 		return
 	}
 	o.reloads.WithLabelValues("refused").Inc()
@@ -135,37 +141,5 @@ func (o *ops) close() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = o.current.server.Shutdown(ctx)
-	}
-}
-
-// targets collects the state of connections to targets when it is asked for.
-type targets struct{ m *Main }
-
-var (
-	openDesc      = prometheus.NewDesc("countersign_upstream_connections", "Open connections to a target.", []string{"upstream", "target"}, nil)
-	healthDesc    = prometheus.NewDesc("countersign_upstream_healthy", "1 if the target's health checks pass or it has none, else 0.", []string{"upstream", "target"}, nil)
-	conditionDesc = prometheus.NewDesc("countersign_condition", "1 while something needs the operator: reload_refused, files_unreadable or file_events_unavailable.", []string{"code"}, nil)
-	idleDesc      = prometheus.NewDesc("countersign_upstream_idle_connections", "Connections to a target that wait to be used again.", []string{"upstream", "target"}, nil)
-)
-
-func (t targets) Describe(ch chan<- *prometheus.Desc) {
-	ch <- openDesc
-	ch <- idleDesc
-	ch <- healthDesc
-	ch <- conditionDesc
-}
-
-func (t targets) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range t.m.files.Conditions() {
-		ch <- prometheus.MustNewConstMetric(conditionDesc, prometheus.GaugeValue, 1, c.Code)
-	}
-	for _, s := range t.m.front.Pools().Stats() {
-		ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(s.Open), s.Upstream, s.Target)
-		healthy := 0.0
-		if s.Healthy {
-			healthy = 1
-		}
-		ch <- prometheus.MustNewConstMetric(healthDesc, prometheus.GaugeValue, healthy, s.Upstream, s.Target)
-		ch <- prometheus.MustNewConstMetric(idleDesc, prometheus.GaugeValue, float64(s.Idle), s.Upstream, s.Target)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"countersign/internal/frontend"
+	"countersign/internal/journal"
 	"countersign/internal/record"
 	"countersign/internal/refresh"
 )
@@ -18,6 +19,9 @@ func TestNotReady(t *testing.T) {
 	m.front = frontend.New(frontend.Config{Book: m.book, Log: m.log})
 	m.files = refresh.Watch(refresh.Config{Reload: func() error { return nil }, Log: m.log})
 	defer m.files.Close()
+	m.outside = newOutside(m.log, func() {}, func() {})
+	defer m.outside.close()
+	m.control, m.journal = m.newControl(), journal.New(m.log)
 	m.ops = newOps(m)
 	ask := func(path string) (int, string) {
 		w := httptest.NewRecorder()
@@ -30,8 +34,8 @@ func TestNotReady(t *testing.T) {
 	if code, _ := ask("/livez"); code != 200 {
 		t.Errorf("livez: %d", code)
 	}
-	if code, _ := ask("/metrics"); code != 200 {
-		t.Errorf("metrics: %d", code)
+	if code, body := ask("/metrics"); code != 200 {
+		t.Errorf("metrics: %d %s", code, body)
 	}
 	m.front.Drain(canceled())
 	m.book.Close()

@@ -96,7 +96,7 @@ func TestOps(t *testing.T) {
 			`countersign_reloads_total{result="accepted"}`:                                  "1",
 			`countersign_reloads_total{result="refused"}`:                                   "0",
 			`countersign_last_reload_success`:                                               "1",
-			`countersign_log_dropped_total`:                                                 "0",
+			`countersign_log_dropped_total{output="stdout"}`:                                "0",
 			`countersign_panics_total`:                                                      "0",
 			`countersign_upstream_connections{target="` + b.addr + `",upstream="api"}`:      "1",
 			`countersign_upstream_idle_connections{target="` + b.addr + `",upstream="api"}`: "1",
@@ -128,7 +128,7 @@ func TestMetricCardinality(t *testing.T) {
 	if a := w.call("public", alice, "a.test", "/"); a.status != 200 {
 		t.Fatal(a.err)
 	}
-	time.Sleep(20 * time.Millisecond)
+	w.awaitMetric(`countersign_connection_ends_total{listener="public",reason="client_closed"}`, "2")
 	names := func() map[string]bool {
 		out := map[string]bool{}
 		for s := range w.scrape(t) {

@@ -247,6 +247,9 @@ func echo(t testing.TB, name string, conf *tls.Config) *backend {
 		}
 		fmt.Fprintf(rw, "%s %s %s host=%s peer=%s body=%d", name, r.Method, r.RequestURI, r.Host, peer, len(body))
 	}), ErrorLog: nil}
+	b.Protocols = new(http.Protocols)
+	b.Protocols.SetHTTP1(true)
+	b.Protocols.SetUnencryptedHTTP2(conf == nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

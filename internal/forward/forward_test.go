@@ -8,6 +8,7 @@ import (
 
 	"countersign/internal/message"
 	"countersign/internal/reason"
+	"countersign/internal/socket"
 )
 
 func at(ms int64) *Clock {
@@ -30,7 +31,7 @@ func TestWait(t *testing.T) {
 		t.Error("expired too early")
 	}
 	// Progress moves the deadline, and the phase.
-	clock.Set(time.UnixMilli(1900))
+	clock.waits.Store(1900)
 	w.Set(clock, AwaitTarget, time.Second)
 	if _, ok := w.expire(2899 + tick); ok || w.Phase() != AwaitTarget {
 		t.Error("progress did not count")
@@ -45,6 +46,42 @@ func TestWait(t *testing.T) {
 	}
 	if why, ok := w.Expired(); ok || why != reason.Unset {
 		t.Error(why)
+	}
+}
+
+// Whoever sets a wait while the machine stands still has all of its time when it goes on.
+func TestClockOfStandstill(t *testing.T) {
+	clock := at(1000)
+	var w Wait
+	w.Set(clock, Exchanging, time.Millisecond) // by the real clock it is 60,999 now
+	clock.Set(time.UnixMilli(61000))
+	if _, ok := w.expire(clock.Waited().UnixMilli()); ok {
+		t.Error("expired within a millisecond of being set")
+	}
+	if got := clock.Now().UnixMilli(); got != 61000 {
+		t.Errorf("the time of day is %d", got)
+	}
+	clock.Set(time.UnixMilli(61200))
+	if _, ok := w.expire(clock.Waited().UnixMilli()); !ok {
+		t.Error("not expired 200 ms later")
+	}
+	clock.Set(time.UnixMilli(61000)) // clocks are set back
+	if got := clock.Waited().UnixMilli(); got != 1450 {
+		t.Errorf("waits are at %d, expected 1450", got)
+	}
+}
+
+// What a step leaves below a millisecond is not lost.
+func TestClockRests(t *testing.T) {
+	now := time.UnixMilli(1000)
+	clock := new(Clock)
+	clock.Set(now)
+	for range 1000 {
+		now = now.Add(1700 * time.Microsecond)
+		clock.Set(now)
+	}
+	if got := clock.Waited().UnixMilli(); got != 2700 {
+		t.Errorf("waits are at %d after 1.7 s, expected 2700", got)
 	}
 }
 
@@ -104,7 +141,7 @@ func TestWaitRace(t *testing.T) {
 		go func() { defer wg.Done(); _, swept = w.expire(2000 + tick) }()
 		go func() {
 			defer wg.Done()
-			clock.Set(time.UnixMilli(2000 + tick))
+			clock.waits.Store(2000 + tick)
 			w.Set(clock, WritingClient, time.Second)
 		}()
 		wg.Wait()
@@ -114,6 +151,43 @@ func TestWaitRace(t *testing.T) {
 		if swept != (w.Phase() == AwaitTarget) {
 			t.Fatalf("swept=%v, and the phase is %d", swept, w.Phase())
 		}
+	}
+}
+
+// line notes its read deadline.
+type line struct{ read time.Time }
+
+func (l *line) SetDeadline(t time.Time) error     { l.read = t; return nil }
+func (l *line) SetReadDeadline(t time.Time) error { l.read = t; return nil }
+func (*line) SetWriteDeadline(time.Time) error    { return nil }
+func (*line) Peek() socket.State                  { return socket.Quiet }
+func (*line) MayBeAlert() bool                    { return false }
+
+// A request that begins when Doze comes is read all the same, whoever was first.
+func TestDozeAtTheBeginning(t *testing.T) {
+	clock, l := at(1000), new(line)
+	w := &Watch{Clock: clock, Client: l}
+	doze := func() bool { w.Doze(); return !l.read.IsZero() }
+	w.Main.Set(clock, Idle, time.Minute)
+	if !doze() {
+		t.Fatal("does not doze")
+	}
+	w.Begun(ReadingHead, time.Second)
+	if !l.read.IsZero() || w.Main.Phase() != ReadingHead {
+		t.Errorf("phase %d; reads fail since %v", w.Main.Phase(), l.read)
+	}
+	if doze() {
+		t.Error("dozes in the middle of a request")
+	}
+	w.Main.Set(clock, Idle, time.Minute)
+	if w.Dozing() || !doze() || !w.Dozing() || !l.read.IsZero() {
+		t.Error("does not doze, or does not go on reading")
+	}
+	// Who is ended stays ended.
+	w.end(&w.Main, 1<<40)
+	ended := l.read
+	if w.Begun(ReadingHead, time.Second); ended.IsZero() || l.read != ended {
+		t.Errorf("reads go on after the end, deadline %v", l.read)
 	}
 }
 
@@ -154,25 +228,25 @@ func TestAppendRequest(t *testing.T) {
 	x := &Exchange{Trailer: []byte("X-Forwarded-For: 1.2.3.4\r\nClient-Cert: :ours:\r\n")}
 	req := &message.Request{Method: []byte("GET"), Path: []byte("/a"), Query: []byte("b;c=%zz"), HasQuery: true, Host: []byte("a.test"), Head: message.Head{ContentLength: -1, Fields: []message.Field{
 		field("Host", "a.test", true), field("X-A", "1", false), field("X_B", "2", false), field("client.cert", "spoof", false), field("Connection", "x", true), field("Via", "1.1 front", false), field("X-A", "", false)}}}
-	out, why := x.appendRequest(nil, req)
-	want := "GET /a?b;c=%zz HTTP/1.1\r\nHost: a.test\r\nX-A: 1\r\nVia: 1.1 front\r\nX-A: \r\nVia: 1.1 countersign\r\nX-Forwarded-Host: a.test\r\nX-Forwarded-For: 1.2.3.4\r\nClient-Cert: :ours:\r\n\r\n"
-	if why != reason.Unset || string(out) != want {
-		t.Errorf("%v\n%q\n%q", why, out, want)
+	out := x.appendRequest(nil, req, x.Trailer)
+	want := "GET /a?b;c=%zz HTTP/1.1\r\nHost: a.test\r\nX-A: 1\r\nVia: 1.1 front\r\nX-A: \r\nVia: 1.1 countersign\r\nX-Forwarded-For: 1.2.3.4\r\nClient-Cert: :ours:\r\n\r\n"
+	if string(out) != want {
+		t.Errorf("%q\n%q", out, want)
 	}
-	for hops, want := range map[int]reason.Reason{7: reason.Unset, 8: reason.LoopDetected, 100: reason.LoopDetected} {
+	for hops, want := range map[int]bool{7: false, 8: true, 100: true} {
 		for _, sep := range []string{", ", "\x00"} { // in one line, in several
 			req.Fields = req.Fields[:0]
-			for v := range strings.SplitSeq(strings.TrimSuffix(strings.Repeat(via+sep, hops), sep), "\x00") {
+			for v := range strings.SplitSeq(strings.TrimSuffix(strings.Repeat("1.1"+via+sep, hops), sep), "\x00") {
 				req.Fields = append(req.Fields, field("vIA", v, false))
 			}
-			if _, why := x.appendRequest(nil, req); why != want {
-				t.Errorf("%d hops: %v", hops, why)
+			if got := looped(req); got != want {
+				t.Errorf("%d hops: %v", hops, got)
 			}
 		}
 	}
 	buf := make([]byte, 0, 4096)
 	req.Fields = []message.Field{field("X-A", "1", false)}
-	if n := testing.AllocsPerRun(100, func() { _, _ = x.appendRequest(buf, req) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { _ = x.appendRequest(buf, req, x.Trailer) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

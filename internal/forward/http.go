@@ -14,11 +14,14 @@ import (
 	"time"
 
 	"countersign/internal/h1"
+	"countersign/internal/h2"
 	"countersign/internal/identity"
 	"countersign/internal/message"
+	"countersign/internal/origin"
 	"countersign/internal/policy"
 	"countersign/internal/reason"
 	"countersign/internal/record"
+	"countersign/internal/tracing"
 	"countersign/internal/upstream"
 )
 
@@ -31,28 +34,55 @@ type Limits struct {
 
 // Exchange forwards the requests of one client connection, one after the other. Its storage is used again for each.
 type Exchange struct {
-	Watch  *Watch
-	Reader *h1.Reader // the client's side, behind the request head
-	Client net.Conn   // the TLS connection, or the plain one
-	Pools  *upstream.Registry
+	Watch *Watch
+	// Reader and Client are the client's side in HTTP/1.1: what is behind the request head, and the TLS connection, or the
+	// plain one. Stream is its side in HTTP/2; then the other two are nil.
+	Reader *h1.Reader
+	Client net.Conn
+	Stream *h2.Stream
+	Pools  upstream.View
+	// Own is shared by the exchanges of one client connection.
+	Own    *Own
 	Limits Limits
 	// Trailer are the header lines set last on every request of the connection: where it came from, and who the client
 	// is. Identity is never taken from the request.
 	Trailer []byte
+	// Origin is how much of Trailer is about the former: copies get no more.
+	Origin int
+	// Address is the client's, without port, and ClientHash that of its verified certificate, 0 for none: pools can choose
+	// targets by them. Secure says that the client came by TLS.
+	Address    []byte
+	ClientHash uint64
+	Secure     bool
+	// Edits are what the request's route changes.
+	Edits Edits
+	// Trace is what the target is told of the trace that the request is in; nil where its fields pass as they came.
+	Trace *tracing.Span
+	// Timeout is the time for the whole exchange that the request itself asks for; 0 means none.
+	Timeout time.Duration
 	// Guard says which headers a client must never pass through; nil means the protected set.
 	Guard *identity.Guard
 	// Draining reports that the connection is to end after this exchange; nil means never.
 	Draining func() bool
 
-	resp  message.Response
-	heard bool // the target has answered something
-
-	mu  sync.Mutex
-	own *upstream.Conn // carried a request body, so no other client may use it
+	// Announce makes the PROXY header of the client's connection.
+	Announce func(*origin.Announcement) []byte
+	resp     message.Response
+	fields   []message.Field // of the client's head in HTTP/2
+	sent     []message.Field // of the target's
+	path     []byte          // in sent
+	length   [20]byte        // in sent
+	digits   [23]byte        // in fields
+	lines    []byte          // what Trailer was when it was cut into own
+	own      []message.Field
+	heard    bool   // the target has answered something
+	reported bool   // what the attempt says about the target
+	trailers bool   // the client reads them
+	sticky   []byte // the Set-Cookie that keeps the client at its target; nil for none
 }
 
 // settle decides what becomes of a connection whose exchange is over. One that carried a request body stays with this
-// client: a target that takes a body for a request of its own would answer that one to whoever comes next (E32).
+// client, see Own.
 func (x *Exchange) settle(target *upstream.Conn, clean, body bool) {
 	now := x.Watch.Clock.Now()
 	if !clean || !body && !target.Private {
@@ -63,48 +93,37 @@ func (x *Exchange) settle(target *upstream.Conn, clean, body bool) {
 	if !target.Rest(now) {
 		return
 	}
-	x.mu.Lock()
-	old := x.own
-	x.own = target
-	x.mu.Unlock()
-	if old != nil {
-		old.Discard()
-	}
+	x.Own.keep(x.whose(), target)
 }
 
-// keepOwn is how long a connection of its own is kept for a client that asks nothing.
-const keepOwn = 5 * time.Second
-
-// Tidy closes the connection that is kept for this client alone if it was not used for a while; all closes it at once.
-// It may be called from any goroutine.
-func (x *Exchange) Tidy(all bool) {
-	x.mu.Lock()
-	own := x.own
-	if own != nil && !all && !own.RestedFor(keepOwn, x.Watch.Clock.Now()) {
-		own = nil
-	}
-	if own != nil {
-		x.own = nil
-	}
-	x.mu.Unlock()
-	if own != nil {
-		own.Discard()
-	}
-}
+// whose says which client the exchange is of: proxies send those of many over one connection.
+func (x *Exchange) whose() uint64 { return x.ClientHash ^ upstream.Hash(x.Address) }
 
 // acquire takes this client's own connection to the pool, or one that anybody may use.
-func (x *Exchange) acquire(pool *upstream.Pool) (*upstream.Conn, error) {
-	x.mu.Lock()
-	own := x.own
-	x.own = nil
-	x.mu.Unlock()
-	if own != nil {
-		if own.Wake(pool) {
-			return own, nil
-		}
-		own.Discard()
+func (x *Exchange) acquire(pool *upstream.Pool, choice upstream.Choice, bounded bool) (*upstream.Conn, error) {
+	if own := x.Own.take(x.whose(), pool, choice); own != nil {
+		return own, nil
 	}
-	return pool.Acquire(context.Background())
+	return x.wait(pool, choice, bounded)
+}
+
+// wait takes a connection from the pool. Where that can take long, it waits for no longer than the exchange may last and
+// the client is there. bounded says that the exchange may not last for ever.
+func (x *Exchange) wait(pool *upstream.Pool, choice upstream.Choice, bounded bool) (*upstream.Conn, error) {
+	if pool.MaxPending == 0 && !pool.HTTP2 && !bounded {
+		return pool.AcquireFor(context.Background(), choice)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	x.Watch.OnStop(cancel)
+	defer x.Watch.OnStop(nil)
+	c, err := pool.AcquireFor(ctx, choice)
+	if why, over := x.Watch.Whole.Expired(); err != nil && over {
+		err = &reason.Refusal{Reason: why}
+	} else if err != nil && x.Watch.Gone() {
+		err = &reason.Refusal{Reason: reason.ClientAborted}
+	}
+	return c, err
 }
 
 // Result says how an exchange left the client's connection.
@@ -118,7 +137,7 @@ type Result struct {
 	Cut bool
 }
 
-const outSize = 48 << 10
+const outSize = 64 << 10
 
 var outs = sync.Pool{New: func() any { b := make([]byte, 0, outSize); return &b }}
 
@@ -128,11 +147,21 @@ const maxInterim = 5
 // maxHops bounds how often a request may pass through this program (E31).
 const maxHops = 8
 
-const via = "1.1 countersign"
+// via is how we name ourselves to those behind us, and recognise ourselves.
+const via = " countersign"
 
 // Do forwards req under permit and relays the answer. rec is filled as it goes. Everything that ends an exchange ends
 // here, with one reason.
 func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Request) Result {
+	result := x.do(permit, req, rec)
+	x.Watch.Whole.Set(x.Watch.Clock, Free, 0)
+	if _, over := x.Watch.Whole.Expired(); over {
+		result.Keep = false // the sweep has seen to it that nothing lasts on this connection
+	}
+	return result
+}
+
+func (x *Exchange) do(permit policy.Permit, req *message.Request, rec *record.Request) Result {
 	name, ok := permit.Upstream(rec.Serial)
 	if !ok {
 		return x.refuse(rec, reason.PermitRefused, nil)
@@ -145,34 +174,142 @@ func (x *Exchange) Do(permit policy.Permit, req *message.Request, rec *record.Re
 
 	buf := outs.Get().(*[]byte)
 	defer outs.Put(buf)
-	out, refusal := x.appendRequest((*buf)[:0], req)
-	if refusal != reason.Unset {
-		return x.refuse(rec, refusal, nil)
+	if pool.HTTP2 && req.WebSocketKey != nil {
+		return x.refuse(rec, reason.UpgradeRefused, &reason.Refusal{Reason: reason.UpgradeRefused, Expected: "an upstream of protocol_version http1", Found: "http2"})
+	}
+	if looped(req) {
+		return x.refuse(rec, reason.LoopDetected, nil)
+	}
+	out := (*buf)[:0]
+	if !pool.HTTP2 {
+		out = x.appendRequest(out, req, x.Trailer)
 	}
 
-	body := x.Reader.Body(&req.Head, true)
+	body := x.requestBody(req, pool.HTTP2)
 	// The pump reads into the buffer that holds the request head: what is asked of the head is asked before.
-	ask := asked{minor: req.Minor, head: req.IsHead(), keep: req.KeepAlive, framing: req.Framing, body: req.Framing != message.NoBody, expect: req.Expect100, again: idempotent(req.Method)}
+	ask := asked{minor: req.Minor, head: req.IsHead(), keep: req.KeepAlive, framing: req.Framing, body: req.Framing != message.NoBody, expect: req.Expect100, again: idempotent(req.Method), trailers: req.TrailersWanted || x.Stream != nil, last: req.CloseAfter}
+	x.trailers = ask.trailers
 	if req.WebSocketKey != nil {
 		ask.accept = acceptKey(req.WebSocketKey)
 	}
+	if pool.HTTP2 {
+		ask.head2 = x.requestFields(req, pool.Secure())
+	}
 	if whole, ok := body.Buffered(); ok {
-		out = append(out, whole...)
+		ask.whole = whole
+		out = appendBody(out, whole, req.Framing == message.Chunked)
+	}
+	if x.Edits.Mirror != "" && body.Done() && ask.accept == "" {
+		// Who the client is is not the copy's business (D12).
+		x.mirror(appendBody(x.appendRequest(nil, req, x.Trailer[:min(x.Origin, len(x.Trailer))]), ask.whole, req.Framing == message.Chunked), ask.head)
 	}
 
-	x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
-	target, err := x.acquire(pool)
-	for err == nil {
-		result, stale := x.attempt(&ask, body, out, rec, target, pool, buf)
-		if !stale {
-			return result
+	choice, again := x.choose(pool, req)
+	limit := shorter(pool.Total, x.Timeout)
+	if limit > 0 {
+		x.Watch.Whole.Set(x.Watch.Clock, Exchanging, limit)
+	}
+	retries, repeats := 0, 0
+	defer func() {
+		if retries > 0 {
+			pool.EndRetry()
 		}
-		// The target had closed the connection before it read the request: once more, on a new one (RFC 9110 section 9.2.2).
+	}()
+	x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
+	target, err := x.acquire(pool, choice, limit > 0)
+	for err == nil {
+		if x.sticky = nil; pool.WantsCookie(target.Target, choice, again) {
+			x.sticky = pool.AppendSetCookie(nil, target.Target, x.Secure, rec.Start)
+		}
+		result, next := x.attempt(&ask, body, out, rec, target, pool, buf)
+		switch next {
+		case done:
+			return result
+		case repeat:
+			// The target had closed the connection before it read the request: once more, on a new one (RFC 9110 section 9.2.2).
+			if repeats++; repeats > maxRepeats {
+				return result
+			}
+			choice.Fresh = true
+		case elsewhere:
+			if retries == pool.Retries.Attempts || retries == 0 && !pool.BeginRetry() {
+				return result
+			}
+			retries++
+			choice.Tried = append(choice.Tried, target.Target)
+			x.Watch.again()
+		}
 		rec.Retried, rec.Detail = true, ""
 		x.Watch.Main.Set(x.Watch.Clock, Connecting, 0)
-		target, err = pool.Fresh(context.Background())
+		target, err = x.wait(pool, choice, limit > 0)
 	}
 	return x.refuse(rec, reason.UpstreamConnectFailed, err)
+}
+
+// maxRepeats bounds how often targets may say of one request that they have not looked at it.
+const maxRepeats = 3
+
+// after is what is to be done after an attempt.
+type after uint8
+
+const (
+	done      after = iota
+	repeat          // the request was not seen: it may be sent again, on a connection that is fresh
+	elsewhere       // it may be tried at another target
+)
+
+// shorter returns the shorter of two limits, of which zero means none.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// choose gathers what the pool's ways of choosing a target go by. again says that the client's cookie is to be renewed.
+func (x *Exchange) choose(pool *upstream.Pool, req *message.Request) (choice upstream.Choice, again bool) {
+	choice.Announce = x.Announce
+	if pool.Key.On == upstream.KeyNone && pool.Sticky == nil {
+		return choice, false
+	}
+	choice.Client = x.ClientHash
+	if s := pool.Sticky; s != nil && s.Cookie != "" {
+		for i := range req.Fields {
+			if f := &req.Fields[i]; choice.Sticky == 0 && message.EqualFold(f.Name, "cookie") {
+				choice.Sticky, again = pool.StickyCookie(f.Value, time.Now())
+			}
+		}
+	}
+	var key []byte
+	switch pool.Key.On {
+	case upstream.KeyAddress:
+		key = x.Address
+	case upstream.KeyCertificate:
+		choice.Hash, choice.HasHash = x.ClientHash, x.ClientHash != 0
+		return choice, again
+	case upstream.KeyPath:
+		key = req.Path
+	case upstream.KeyHeader:
+		for i := range req.Fields {
+			if f := &req.Fields[i]; message.EqualFold(f.Name, pool.Key.Name) {
+				if key == nil {
+					key = f.Value
+				} else {
+					key = append(append(key[:len(key):len(key)], ','), f.Value...)
+				}
+			}
+		}
+	case upstream.KeyCookie:
+		for i := range req.Fields {
+			if f := &req.Fields[i]; key == nil && message.EqualFold(f.Name, "cookie") {
+				key, _, _ = upstream.Cookie(f.Value, pool.Key.Name)
+			}
+		}
+	}
+	if key != nil {
+		choice.Hash, choice.HasHash = upstream.Hash(key), true
+	}
+	return choice, again
 }
 
 // asked is what the answer depends on of the request.
@@ -184,7 +321,13 @@ type asked struct {
 	expect  bool   // the client waits for 100 before it sends the body
 	again   bool   // the method may be sent twice
 	body    bool   // the request has one
+	last    bool   // both connections end after it (message.Request.CloseAfter)
 	accept  string // what a target must answer to switch to WebSocket; empty for no such request
+	// trailers says that the client reads them.
+	trailers bool
+	// head2 is the head for a target of HTTP/2, and whole what goes with it of the body.
+	head2 []message.Field
+	whole []byte
 }
 
 // idempotent lists the methods that a proxy may repeat by itself.
@@ -196,30 +339,53 @@ func idempotent(method []byte) bool {
 	return false
 }
 
-// attempt sends the request, whose head and buffered body are in out, to target and relays the answer. stale says that
-// nothing came back over a connection that had been used before, so that another may be tried.
-func (x *Exchange) attempt(ask *asked, body *h1.Body, out []byte, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, buf *[]byte) (result Result, stale bool) {
+// attempt sends the request, whose head and buffered body are in out, to target and relays the answer. next says whether
+// the request may be sent again, in which case nothing was answered.
+func (x *Exchange) attempt(ask *asked, body Body, out []byte, rec *record.Request, target *upstream.Conn, pool *upstream.Pool, buf *[]byte) (result Result, next after) {
 	rec.Target, rec.Reused = target.Target.Address, target.Reused
-	x.Watch.setTarget(target.Wire)
-	x.heard = false
+	if target.Stream != nil {
+		x.Watch.setTarget(target.Stream)
+	} else {
+		x.Watch.setTarget(target.Wire)
+	}
+	x.heard, x.reported = false, false
 	clean := false
 	defer func() {
 		unharmed := x.Watch.setTarget(nil)
 		x.settle(target, clean && unharmed, ask.body)
 	}()
 
+	// What ran out, or who left, while there was no target to stop.
+	if why, over := x.Watch.Whole.Expired(); over {
+		return x.refuse(rec, why, nil), done
+	}
+	if x.Watch.Gone() {
+		return x.refuse(rec, reason.ClientAborted, nil), done
+	}
 	if ask.expect && !body.Done() {
 		x.Watch.Main.Set(x.Watch.Clock, WritingClient, x.Limits.WriteIdle)
-		if _, err := io.WriteString(x.Client, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
-			return x.lost(rec, err), false
+		if err := x.sayContinue(); err != nil {
+			return x.lost(rec, err), done
 		}
 	}
 	x.Watch.Main.Set(x.Watch.Clock, WritingTarget, pool.Idle)
-	_, writeErr := target.Write(out)
+	var writeErr error
+	rec.SentTime = time.Since(rec.Start)
+	if target.Stream != nil {
+		trailers := x.passed(body.Trailers(), true)
+		if writeErr = target.Stream.WriteHead(ask.head2, ask.whole, body.Done() && len(trailers) == 0); writeErr == nil && body.Done() && len(trailers) > 0 {
+			writeErr = target.Stream.End(trailers)
+		}
+		if refusal, ok := errors.AsType[*reason.Refusal](writeErr); ok && refusal.Reason == reason.HeaderTooLarge { // for this target; nothing was sent
+			return x.refuse(rec, refusal.Reason, refusal), done
+		}
+	} else {
+		_, writeErr = target.Write(out)
+	}
 	var pump *pump
 	switch {
 	case writeErr != nil || body.Done():
-		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, pool.Response)
+		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, x.patience(pool))
 	default:
 		// The time for the response begins when the body was sent, which takes as long as it makes progress.
 		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, 0)
@@ -230,8 +396,15 @@ func (x *Exchange) attempt(ask *asked, body *h1.Body, out []byte, rec *record.Re
 	// nobody will read must not be taken for the next request.
 	keep := ask.keep && (pump != nil || body.Done())
 	result = x.relay(ask, keep, rec, target, pool, pump, buf)
-	if pump == nil && target.Reused && ask.again && body.Done() && !result.Answered && result.Reason == reason.UpstreamClosed && !x.heard && target.R.Buffered() == 0 {
-		return result, true
+	if pump == nil && body.Done() && !result.Answered && !x.heard && !x.Watch.Gone() {
+		next = x.mayRepeat(ask, target, result.Reason)
+	}
+	failed := !result.Answered && result.Reason.Row().Fault == reason.FaultUpstream && !x.overdue(rec)
+	if next != done {
+		if failed && next != repeat {
+			x.report(target, upstream.Failed, time.Since(rec.Start))
+		}
+		return result, next
 	}
 	sent := writeErr
 	if pump != nil {
@@ -250,15 +423,56 @@ func (x *Exchange) attempt(ask *asked, body *h1.Body, out []byte, rec *record.Re
 			}
 		}
 	}
+	if failed && sent == nil { // a client that did not send all says nothing about the target
+		x.report(target, upstream.Failed, time.Since(rec.Start))
+	}
 	if rec.Status != 101 {
 		rec.BytesIn = body.Total()
 	}
-	if _, ended := x.Watch.Main.Expired(); ended || x.Watch.Gone() {
+	if _, ended := x.Watch.Expired(); ended || x.Watch.Gone() {
 		result.Keep = false // the sweep may still be about to end what it found waiting
 	} else {
-		clean = sent == nil && result.Reason == reason.Completed && x.resp.KeepAlive && (pump == nil || !pump.early)
+		clean = !ask.last && sent == nil && result.Reason == reason.Completed && x.resp.KeepAlive && (pump == nil || !pump.early)
 	}
-	return result, false
+	return result, done
+}
+
+// report tells what the attempt says about the target, once.
+func (x *Exchange) report(target *upstream.Conn, outcome upstream.Outcome, took time.Duration) {
+	if !x.reported {
+		x.reported = true
+		target.Target.Report(outcome, took)
+	}
+}
+
+// overdue reports whether the time that the client chose is over. The target may have been a moment faster than our clock.
+func (x *Exchange) overdue(rec *record.Request) bool {
+	_, over := x.Watch.Whole.Expired()
+	return x.Timeout > 0 && (over || time.Since(rec.Start) >= x.Timeout)
+}
+
+// mayRepeat says whether a request that was sent whole, and to which no byte came back, may be sent again: if the target
+// says that it has not looked at it; if its method allows it and the connection had been used before, so that the target
+// may have closed it without having seen the request; and if its method allows it and retries are configured.
+func (x *Exchange) mayRepeat(ask *asked, target *upstream.Conn, why reason.Reason) after {
+	switch {
+	case target.Stream != nil && target.Stream.Unprocessed(),
+		target.Stream == nil && target.Reused && ask.again && why == reason.UpstreamClosed && target.R.Buffered() == 0:
+		return repeat
+	case ask.again && why.Row().Fault == reason.FaultUpstream && !buffered(target): // not a byte of an answer came (E25)
+		if _, over := x.Watch.Whole.Expired(); !over {
+			return elsewhere
+		}
+	}
+	return done
+}
+
+// patience is how long a response head is waited for.
+func (x *Exchange) patience(pool *upstream.Pool) time.Duration {
+	if t := pool.Retries.PerTry; t > 0 && pool.Retries.Attempts > 0 {
+		return t
+	}
+	return pool.Response
 }
 
 // refuse notes why the exchange ended before an answer began.
@@ -270,30 +484,32 @@ func (x *Exchange) refuse(rec *record.Request, why reason.Reason, err error) Res
 // appendRequest builds the request for the target: the client's own line and fields without those that concern only the
 // client's connection, that carry identity or origin, or that a target could take for those; then framing, origin and
 // identity, last.
-func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reason.Reason) {
+func (x *Exchange) appendRequest(out []byte, req *message.Request, trailer []byte) []byte {
+	host, path, query, hasQuery := x.Edits.target(req)
 	out = append(out, req.Method...)
 	out = append(out, ' ')
-	out = append(out, req.Path...)
-	if req.HasQuery {
+	out = append(out, path...)
+	if hasQuery {
 		out = append(out, '?')
-		out = append(out, req.Query...)
+		out = append(out, query...)
 	}
 	out = append(out, " HTTP/1.1\r\nHost: "...)
-	out = append(out, req.Host...)
+	out = append(out, host...)
 	out = append(out, '\r', '\n')
-	hops := 0
 	for i := range req.Fields {
 		f := &req.Fields[i]
 		if f.Hop || bytes.IndexByte(f.Name, '_') >= 0 || x.Guard.Protected(f.Name) {
 			continue
 		}
-		if len(f.Name) == 3 && message.EqualFold(f.Name, "via") {
-			if hops += bytes.Count(f.Value, []byte(via)); hops >= maxHops {
-				return nil, reason.LoopDetected
-			}
+		if x.Edits.Request != nil && x.Edits.Request.Drops(f.Name) || x.Trace.Drops(f.Name) {
+			continue
 		}
 		out = appendField(out, f)
 	}
+	if x.Edits.Request != nil {
+		out = x.Edits.Request.AppendLines(out, req, &x.Edits.Facts)
+	}
+	out = x.Trace.AppendLine(out)
 	switch req.Framing {
 	case message.Chunked:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -304,14 +520,43 @@ func (x *Exchange) appendRequest(out []byte, req *message.Request) ([]byte, reas
 			out = append(out, '\r', '\n')
 		}
 	}
-	if req.WebSocketKey != nil {
+	switch {
+	case req.WebSocketKey != nil:
 		out = append(out, "Connection: Upgrade\r\nUpgrade: websocket\r\n"...)
+	case req.TrailersWanted:
+		out = append(out, "Connection: TE\r\nTE: trailers\r\n"...)
 	}
-	out = append(out, "Via: "+via+"\r\nX-Forwarded-Host: "...)
-	out = append(out, req.Host...)
-	out = append(out, '\r', '\n')
-	out = append(out, x.Trailer...)
-	return append(out, '\r', '\n'), reason.Unset
+	if x.Stream == nil {
+		out = append(out, "Via: 1.1"+via+"\r\n"...)
+	} else {
+		out = append(out, "Via: 2.0"+via+"\r\n"...)
+	}
+	out = append(out, trailer...)
+	return append(out, '\r', '\n')
+}
+
+// appendBody appends a body that is there whole as the head says that it comes: one of HTTP/2 without a length is chunked
+// for a target of HTTP/1.1.
+func appendBody(out, whole []byte, chunked bool) []byte {
+	if !chunked {
+		return append(out, whole...)
+	}
+	if len(whole) > 0 {
+		out = append(strconv.AppendInt(out, int64(len(whole)), 16), '\r', '\n')
+		out = append(append(out, whole...), '\r', '\n')
+	}
+	return append(out, "0\r\n\r\n"...)
+}
+
+// looped reports whether a request has been here so often that it goes in circles.
+func looped(req *message.Request) bool {
+	hops := 0
+	for i := range req.Fields {
+		if f := &req.Fields[i]; len(f.Name) == 3 && message.EqualFold(f.Name, "via") {
+			hops += bytes.Count(f.Value, []byte(via))
+		}
+	}
+	return hops >= maxHops
 }
 
 func appendField(out []byte, f *message.Field) []byte {
@@ -327,7 +572,7 @@ func (x *Exchange) relay(ask *asked, keep bool, rec *record.Request, target *ups
 	resp := &x.resp
 	w := x.Watch
 	for interim := 0; ; interim++ {
-		if err := target.R.ReadResponse(resp, ask.head); err != nil {
+		if err := readResponse(target, resp, ask.head); err != nil {
 			return x.refuse(rec, x.blame(err, target), detail(err))
 		}
 		x.heard = true
@@ -345,13 +590,20 @@ func (x *Exchange) relay(ask *asked, keep bool, rec *record.Request, target *ups
 			return x.refuse(rec, reason.UpstreamInterimFlood, nil)
 		}
 	}
+	// Now, and not at the end: the client's next request may come before we would get to it, and how the rest goes is up to
+	// the client as well, who may read slowly or leave.
+	x.report(target, upstream.OutcomeOf(resp.Status), time.Since(rec.Start))
+	if x.Stream != nil && ask.accept != "" && resp.Status < 300 {
+		// On a stream a status 2xx is what 101 is here (RFC 8441 section 5), and the target has not switched.
+		return x.refuse(rec, reason.UpstreamBadResponse, &reason.Refusal{Reason: reason.UpstreamBadResponse, Expected: "101, or a refusal", Found: strconv.Itoa(resp.Status)})
+	}
 	rec.TargetTime = time.Since(rec.Start)
-	rec.Status = resp.Status
+	rec.Status, rec.TargetStatus = resp.Status, resp.Status
 
 	// From here on the client gets bytes: what goes wrong can only be shown by an end that is not a proper one.
 	keep = keep && (x.Draining == nil || !x.Draining())
 	rechunk := false
-	if resp.Framing == message.UntilClose || resp.Framing == message.Chunked {
+	if x.Stream == nil && (resp.Framing == message.UntilClose || resp.Framing == message.Chunked) {
 		if rechunk = ask.minor == 1; !rechunk {
 			keep = false
 		}
@@ -359,14 +611,21 @@ func (x *Exchange) relay(ask *asked, keep bool, rec *record.Request, target *ups
 	if pump != nil && (!pump.settled(5*time.Millisecond) || pump.err != nil) {
 		keep, pump.early = false, true // the rest of the body would have to be read before another request could be
 	}
+	body := responseBody(target, resp, ask.trailers)
+	if x.Stream != nil {
+		return x.relayStream(rec, body, target, pool, buf)
+	}
 	out := x.appendResponse((*buf)[:0], resp, rechunk, keep, ask.minor)
-	body := target.R.Body(&resp.Head, false)
 	if !rechunk {
-		if ready := body.Ready(cap(out) - len(out)); len(ready) > 0 {
-			out = append(out, ready...)
+		if b, ok := body.(*h1.Body); !ok {
+			out = append(out, body.Ready(cap(out)-len(out))...)
+		} else if whole, ok := b.BufferedBehind(out); ok {
+			out = whole
+		} else {
+			out = append(out, b.Ready(cap(out)-len(out))...)
 		}
 	}
-	if !body.Done() && (rechunk || target.R.Buffered() > 0) {
+	if !body.Done() && (rechunk || buffered(target)) {
 		return x.stream(rec, body, target, pool, out, rechunk, keep)
 	}
 	w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
@@ -392,14 +651,14 @@ const chunkEnd = 2 + 5
 const minRoom = 4 << 10
 
 // stream relays a body that is not complete in the buffer. out holds what has not been written yet.
-func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.Conn, pool *upstream.Pool, out []byte, rechunk, keep bool) Result {
+func (x *Exchange) stream(rec *record.Request, body Body, target *upstream.Conn, pool *upstream.Pool, out []byte, rechunk, keep bool) Result {
 	w := x.Watch
 	defer func() { rec.BytesOut = body.Total() }()
 	for {
-		if len(out) > 0 && (target.R.Buffered() == 0 || cap(out)-len(out) < minRoom) {
+		if len(out) > 0 && (!buffered(target) || cap(out)-len(out) < minRoom) {
 			// What is there goes out before we wait for more: a client of a slow stream sees its head at once.
 			w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
-			if _, err := x.Client.Write(out); err != nil {
+			if err := x.write(out); err != nil {
 				return x.lost(rec, err)
 			}
 			out = out[:0]
@@ -423,13 +682,13 @@ func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.C
 			}
 		}
 		if err != nil && err != io.EOF {
-			if _, timeout := w.Main.Expired(); !timeout && len(out) > 0 {
+			if _, timeout := w.Expired(); !timeout && len(out) > 0 {
 				w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
-				_, _ = x.Client.Write(out)
+				_ = x.write(out)
 			}
 			rec.Fail(reason.UpstreamTruncated, err)
 			rec.Reason = reason.UpstreamTruncated
-			if why, ok := w.Main.Expired(); ok {
+			if why, ok := w.Expired(); ok {
 				rec.Reason = why
 			} else if w.Gone() {
 				rec.Reason = reason.ClientAborted
@@ -437,14 +696,23 @@ func (x *Exchange) stream(rec *record.Request, body *h1.Body, target *upstream.C
 			return Result{Reason: rec.Reason, Answered: true, Cut: true}
 		}
 		if err == io.EOF && rechunk {
-			out = append(out, "0\r\n\r\n"...)
+			var trailers []message.Field
+			if x.trailers {
+				trailers = x.passed(body.Trailers(), false)
+			}
+			out = h1.AppendTrailers(out, trailers, false)
 		}
 		w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
-		if _, err := x.Client.Write(out); err != nil {
-			return x.lost(rec, err)
+		if werr := x.write(out); werr != nil {
+			return x.lost(rec, werr)
 		}
 		out = out[:0]
 		if err == io.EOF {
+			if x.Stream != nil {
+				if err := x.Stream.End(x.passed(body.Trailers(), false)); err != nil {
+					return x.lost(rec, err)
+				}
+			}
 			rec.Reason = reason.Completed
 			return Result{Reason: reason.Completed, Answered: true, Keep: keep}
 		}
@@ -469,10 +737,11 @@ func (x *Exchange) appendResponse(out []byte, resp *message.Response, rechunk, k
 	out = append(out, '\r', '\n')
 	for i := range resp.Fields {
 		f := &resp.Fields[i]
-		if !f.Hop && !x.Guard.Protected(f.Name) {
+		if x.passes(f) {
 			out = appendField(out, f)
 		}
 	}
+	out = x.appendOurs(out)
 	switch {
 	case rechunk:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -489,10 +758,21 @@ func (x *Exchange) appendResponse(out []byte, resp *message.Response, rechunk, k
 	return append(out, '\r', '\n')
 }
 
+// appendOurs appends the lines that a response gets from us: the edits of its route, and the cookie of its pool.
+func (x *Exchange) appendOurs(out []byte) []byte {
+	if x.Edits.Response != nil {
+		out = x.Edits.Response.AppendLines(out, &x.Edits.Facts)
+	}
+	if x.sticky != nil {
+		out = append(append(append(out, "Set-Cookie: "...), x.sticky...), '\r', '\n')
+	}
+	return out
+}
+
 // lost is the end of an exchange whose client could not be written to.
 func (x *Exchange) lost(rec *record.Request, err error) Result {
 	rec.Fail(reason.ClientAborted, err)
-	if why, ok := x.Watch.Main.Expired(); ok {
+	if why, ok := x.Watch.Expired(); ok {
 		rec.Reason = why
 	}
 	return Result{Reason: rec.Reason, Answered: true, Cut: true}
@@ -503,7 +783,7 @@ func (x *Exchange) blame(err error, target *upstream.Conn) reason.Reason {
 	if x.Watch.Gone() {
 		return reason.ClientAborted
 	}
-	for _, wait := range [...]*Wait{&x.Watch.Main, &x.Watch.Pump} {
+	for _, wait := range [...]*Wait{&x.Watch.Main, &x.Watch.Pump, &x.Watch.Whole} {
 		if why, ok := wait.Expired(); ok {
 			return why
 		}

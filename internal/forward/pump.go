@@ -6,9 +6,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"countersign/internal/h1"
 	"countersign/internal/message"
 	"countersign/internal/reason"
+	"countersign/internal/socket"
 	"countersign/internal/upstream"
 )
 
@@ -29,7 +29,7 @@ type errTargetWrite struct{ error }
 // errStopped says that the exchange ended first.
 var errStopped = errors.New("forward: the exchange ended before the request body")
 
-func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *upstream.Conn, pool *upstream.Pool) *pump {
+func (x *Exchange) startPump(body Body, framing message.Framing, target *upstream.Conn, pool *upstream.Pool) *pump {
 	p := &pump{x: x, done: make(chan error, 1)}
 	x.Watch.Pump.Set(x.Watch.Clock, ReadingBody, x.Limits.BodyIdle)
 	go func() {
@@ -45,13 +45,13 @@ func (x *Exchange) startPump(body *h1.Body, framing message.Framing, target *ups
 			}
 			p.done <- err
 		}()
-		err = x.send(body, framing == message.Chunked, target, pool.Idle)
+		err = x.send(body, framing == message.Chunked && target.Stream == nil, target, pool.Idle)
 	}()
 	return p
 }
 
 // send copies body to target. A *reason.Refusal is the client's fault and ends the exchange.
-func (x *Exchange) send(body *h1.Body, chunked bool, target *upstream.Conn, idle time.Duration) error {
+func (x *Exchange) send(body Body, chunked bool, target *upstream.Conn, idle time.Duration) error {
 	buf := outs.Get().(*[]byte)
 	defer outs.Put(buf)
 	w := x.Watch
@@ -64,6 +64,12 @@ func (x *Exchange) send(body *h1.Body, chunked bool, target *upstream.Conn, idle
 		}
 		w.Pump.Set(w.Clock, ReadingBody, x.Limits.BodyIdle)
 		n, err := body.Read(room[off:])
+		for err == nil && !chunked && n < len(room) && x.recordIsHere() {
+			var more int
+			w.Pump.Set(w.Clock, ReadingBody, x.Limits.BodyIdle)
+			more, err = body.Read(room[n:])
+			n += more
+		}
 		if err != nil && err != io.EOF {
 			if why, ok := w.Pump.Expired(); ok {
 				return &reason.Refusal{Reason: why}
@@ -85,20 +91,41 @@ func (x *Exchange) send(body *h1.Body, chunked bool, target *upstream.Conn, idle
 		}
 		w.Pump.Set(w.Clock, WritingTarget, idle)
 		if len(out) > 0 {
-			if _, err := target.Write(out); err != nil {
+			var err error
+			if target.Stream != nil {
+				_, err = target.Stream.Write(out)
+			} else {
+				_, err = target.Write(out)
+			}
+			if err != nil {
 				return errTargetWrite{err}
 			}
 			w.Main.extend(w.Clock, ReadingTarget, idle) // progress: a target may answer little by little as it is sent more
 		}
 		if err == io.EOF {
+			if target.Stream != nil {
+				if err := target.Stream.End(x.passed(body.Trailers(), true)); err != nil {
+					return errTargetWrite{err}
+				}
+			}
 			return nil
 		}
 	}
 }
 
+// fullRecord is what a TLS record may carry (RFC 8446 section 5.1).
+const fullRecord = 16 << 10
+
+// recordIsHere reports whether a read of the request's body will hardly wait, because the next record has arrived, or most of
+// it; nobody sends half a record and waits for an answer. Who writes each one to the target alone makes four packets of one.
+func (x *Exchange) recordIsHere() bool {
+	wire, ok := x.Watch.Client.(*socket.Conn)
+	return ok && x.Stream == nil && wire.HasArrived(fullRecord)
+}
+
 // extend gives the wait a new deadline if it is still in phase p.
 func (w *Wait) extend(clock *Clock, p Phase, d time.Duration) {
-	word := (clock.ms.Load()+(d+Tick).Milliseconds())<<8 | int64(p)
+	word := (clock.waits.Load()+(d+Tick).Milliseconds())<<8 | int64(p)
 	for {
 		old := w.word.Load()
 		if old&(1<<8-1) != int64(p) || w.word.CompareAndSwap(old, word) {

@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,10 +20,15 @@ import (
 	"time"
 
 	"countersign/internal/forward"
+	"countersign/internal/limit"
 	"countersign/internal/reason"
 	"countersign/internal/record"
 	"countersign/internal/snapshot"
 	"countersign/internal/socket"
+	"countersign/internal/stepup"
+	"countersign/internal/ticket"
+	"countersign/internal/tracing"
+	"countersign/internal/trust"
 	"countersign/internal/upstream"
 )
 
@@ -31,6 +38,20 @@ type Config struct {
 	Log    *slog.Logger
 	Listen func(address string) (net.Listener, error)
 	Dial   upstream.Dialer
+	// Outside fetches what verifying clients needs. Nil: nothing is fetched.
+	Outside Outside
+	// Traces takes the requests that are traced. Nil: none are.
+	Traces tracing.Sink
+}
+
+// Outside is the way to revocation lists and OCSP responders. Its methods may be called from any goroutine.
+type Outside interface {
+	// Ask gets the answer to q, waiting for it no longer than ctx.
+	Ask(ctx context.Context, q *trust.Query) error
+	// Soon gets it without keeping the caller waiting.
+	Soon(q *trust.Query)
+	// Learn notes where lists of a CA are published, without keeping the caller waiting.
+	Learn(p trust.Point)
 }
 
 // Frontend serves the listeners of the snapshot in force.
@@ -41,15 +62,33 @@ type Frontend struct {
 	pools  *upstream.Registry
 	clock  forward.Clock
 	table  table
+	// outside is nil where nothing is fetched.
+	outside Outside
+	traces  tracing.Sink
+	tickets *ticket.Keys
+	steps   *stepup.Table
+
+	gates      *limit.Registry
+	handshakes *limit.Handshakes
+	memory     *limit.Memory
+	spare      *limit.Spare
+	files      *limit.Descriptors
 
 	current  atomic.Pointer[published]
 	draining atomic.Bool
+	keyLog   atomic.Pointer[keyLog] // nil almost always
+
+	doubts    chan []*conn // to be judged anew
+	reviewing atomic.Bool  // some are
 
 	mu    sync.Mutex // serialises Apply and Drain
 	socks map[string]net.Listener
 	wg    sync.WaitGroup // connections and accept loops
-	stop  chan struct{}
-	swept chan struct{}
+	// resting is where goroutines wait for their next connection, and rested how many do.
+	resting chan *conn
+	rested  atomic.Int32
+	stop    chan struct{}
+	swept   chan struct{}
 }
 
 // published is a snapshot together with the listeners' running parts. A connection compares the pointer: another one
@@ -57,6 +96,7 @@ type Frontend struct {
 type published struct {
 	*snapshot.Snapshot
 	listeners map[string]*active // by socket key
+	pools     upstream.View
 	ports     map[uint16]*active
 }
 
@@ -66,18 +106,29 @@ type active struct {
 	book *record.Listener
 	open *atomic.Int64
 	port uint16 // 0 for a Unix socket
+	// pools are those of its configuration, for connections whose handshake outlasts it.
+	pools upstream.View
 }
 
 // New makes a frontend that serves nothing yet, and starts its clock. Close it with Drain.
 func New(c Config) *Frontend {
 	f := &Frontend{book: c.Book, log: c.Log, listen: c.Listen, pools: upstream.NewRegistry(c.Dial, c.Log),
-		socks: make(map[string]net.Listener), stop: make(chan struct{}), swept: make(chan struct{})}
+		outside: c.Outside, traces: c.Traces, tickets: ticket.NewKeys(), steps: stepup.New(time.Now),
+		socks: make(map[string]net.Listener), stop: make(chan struct{}), swept: make(chan struct{}), doubts: make(chan []*conn, 1), resting: make(chan *conn)}
 	if f.listen == nil {
 		f.listen = Listen
 	}
+	f.pools.OnPanic(c.Book.Panicked)
+	f.gates, f.handshakes = limit.NewRegistry(), limit.NewHandshakes(limit.HandshakeSettings{})
+	f.spare, f.files = limit.NewSpare(), limit.OpenDescriptors()
 	f.table.init()
+	f.memory = limit.WatchMemory(limit.MemoryConfig{Changed: f.pressed, Shed: f.shed, Panicked: func(v any) {
+		f.book.Panicked()
+		f.log.Error("panic in the watch over memory", "panic", fmt.Sprint(v))
+	}})
 	f.clock.Set(time.Now())
 	go f.sweep()
+	go f.reviews()
 	return f
 }
 
@@ -89,6 +140,10 @@ func key(l *snapshot.Listener) string {
 	}
 	return l.Address
 }
+
+// retireAfter is how long a pool that no configuration names any more is still found, by requests that were decided
+// before.
+const retireAfter = 500 * time.Millisecond
 
 // Apply makes s the snapshot in force. New addresses are bound before anything changes, so that on an error everything
 // stays as it was. Listeners that s does not name stop accepting; their connections are refused at their next request.
@@ -103,7 +158,7 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 	bound := make(map[string]net.Listener)
 	for _, l := range s.Listeners {
 		k := key(l)
-		a := &active{Listener: l, book: f.book.Listener(l.Name), open: new(atomic.Int64)}
+		a := &active{Listener: l, open: new(atomic.Int64)}
 		if old != nil && old.listeners[k] != nil {
 			a.open = old.listeners[k].open
 		}
@@ -121,6 +176,7 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 		bound[k] = sock
 	}
 	for k, a := range next.listeners {
+		a.book = f.book.Listener(a.Name) // and not before: a configuration that is refused leaves no series
 		sock := f.socks[k]
 		if sock == nil {
 			sock = bound[k]
@@ -130,10 +186,21 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 			next.ports[a.port] = a
 		}
 	}
-	retire := f.pools.Apply(s.Upstreams)
+	retire, gone := f.pools.Apply(s.Upstreams), f.gates.Apply(s.Gates)
+	next.pools = f.pools.View()
+	for _, a := range next.listeners {
+		a.pools = next.pools
+	}
+	f.handshakes.Set(s.Handshakes)
+	f.book.Upstreams(s.UpstreamNames())
 	f.book.Log(s.Log)
 	f.current.Store(next)
-	retire()
+	f.book.Listeners(slices.Collect(maps.Keys(s.Listeners)))
+	time.AfterFunc(retireAfter, func() {
+		defer f.guard()
+		retire()
+		gone()
+	})
 	for k, sock := range f.socks {
 		if next.listeners[k] == nil {
 			sock.Close()
@@ -169,6 +236,15 @@ func (f *Frontend) Current() *snapshot.Snapshot {
 	return nil
 }
 
+// TicketAge is how old the key is that session tickets are sealed with.
+func (f *Frontend) TicketAge() time.Duration { return f.tickets.Age() }
+
+// Handshakes are how many hold a turn to compute, and how many wait for one, for metrics.
+func (f *Frontend) Handshakes() (running, waiting int) { return f.handshakes.Load() }
+
+// Pressure is how short of memory the process is, for metrics.
+func (f *Frontend) Pressure() limit.Pressure { return f.memory.Pressure() }
+
 // Pools returns the pools of targets, for metrics.
 func (f *Frontend) Pools() *upstream.Registry { return f.pools }
 
@@ -189,11 +265,21 @@ func (f *Frontend) Addr(listener string) net.Addr {
 // accept takes connections of one socket until it is closed. Nothing that can be waited out ends it.
 func (f *Frontend) accept(k string, sock net.Listener) {
 	defer f.wg.Done()
-	var pause time.Duration
+	var backoff limit.Backoff
 	for {
 		raw, err := sock.Accept()
+		if err != nil && limit.Exhausted(err) {
+			// Who waits is told so, and not left waiting.
+			if conn, served, spareErr := f.spare.Accept(sock); served {
+				raw, err = conn, nil
+			} else if spareErr == nil {
+				if a := f.current.Load().listeners[k]; a != nil {
+					a.book.Handshake(&record.Handshake{Ref: newRef(), Reason: reason.Overloaded})
+				}
+			}
+		}
 		if err == nil {
-			pause = 0
+			backoff.Succeeded()
 			f.admit(k, raw)
 			continue
 		}
@@ -201,8 +287,10 @@ func (f *Frontend) accept(k string, sock net.Listener) {
 			return
 		}
 		// Out of descriptors or memory, or a connection that ended before it was accepted: go on, and not at full speed.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		f.log.Warn("cannot accept a connection", "listener", k, "reason", reason.Overloaded.String(), "error", err, "retry_in", pause.String())
+		pause, tell, silent := backoff.Failed(time.Now())
+		if tell {
+			f.log.Warn("cannot accept a connection", "listener", k, "reason", reason.Overloaded.String(), "error", err, "retry_in", pause.String(), "not_told", silent)
+		}
 		select {
 		case <-time.After(pause):
 		case <-f.stop:
@@ -219,21 +307,53 @@ func (f *Frontend) admit(k string, raw net.Conn) {
 		raw.Close()
 		return
 	}
-	if n := a.open.Add(1); n > int64(a.Limits.Connections) {
+	why := reason.Unset
+	switch n := a.open.Add(1); {
+	case n > int64(a.Limits.Connections):
+		why = reason.ConnectionLimit
+	case f.files.Scarce(raw):
+		why = reason.Overloaded
+	case f.memory.Pressure() == limit.Critical:
+		why = reason.MemoryShed
+	}
+	if why != reason.Unset {
 		a.open.Add(-1)
-		a.book.Handshake(&record.Handshake{Ref: newRef(), Client: peerOf(raw), Reason: reason.ConnectionLimit})
-		raw.Close()
+		a.book.Handshake(&record.Handshake{Ref: newRef(), Client: peerOf(raw), Reason: why})
+		limit.Reset(raw)
 		return
 	}
-	c := &conn{f: f, sock: socket.New(raw, a.Protocol == snapshot.HTTPS), ref: newRef(), peer: peerOf(raw), listener: a, book: a.book}
+	c := &conn{f: f, sock: socket.New(raw, a.Protocol.Terminates()), ref: newRef(), peer: peerOf(raw), listener: a, book: a.book}
 	c.watch.Clock, c.watch.Client = &f.clock, c.sock
-	c.entry = f.table.add(k, c, a.Protocol == snapshot.HTTPS)
+	c.entry = f.table.add(k, c, a.Protocol.Terminates())
 	a.book.Opened()
 	f.wg.Add(1)
-	go func() {
-		defer f.wg.Done()
+	select {
+	case f.resting <- c:
+	default:
+		go f.work(c)
+	}
+}
+
+// spares is how many goroutines may wait for the next connection. Their stacks have grown to what a handshake needs, 16 KB,
+// which a new one comes to by several copies. The sweep sends one home each time, so that none is left when it is quiet.
+const spares = 8
+
+// work serves a connection, and then others that come.
+func (f *Frontend) work(c *conn) {
+	for {
 		f.serve(c)
-	}()
+		f.wg.Done()
+		if c = nil; f.rested.Add(1) <= spares {
+			select {
+			case c = <-f.resting:
+			case <-f.stop:
+			}
+		}
+		f.rested.Add(-1)
+		if c == nil {
+			return
+		}
+	}
 }
 
 // peerOf names the client in records.
@@ -251,10 +371,13 @@ func newRef() string {
 	return hex.EncodeToString(b[:])
 }
 
+// beat is how often the sweep comes: more often than the clock must be moved, for it may be a little late.
+const beat = forward.Tick * 4 / 5
+
 // sweep moves the clock, and ends waits whose time is up.
 func (f *Frontend) sweep() {
 	defer close(f.swept)
-	tick := time.NewTicker(forward.Tick)
+	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		select {
@@ -269,16 +392,85 @@ func (f *Frontend) sweep() {
 
 func (f *Frontend) sweepOnce(now time.Time, n int) {
 	defer f.guard()
-	draining := f.draining.Load()
+	draining, waited := f.draining.Load(), f.clock.Waited()
+	var doubtful []*conn
+	pub, ask := f.current.Load(), !f.reviewing.Load()
+	visited := 0
 	f.table.each(func(e *entry) {
-		e.conn.watch.Sweep(now, e.records)
+		if visited++; visited%1024 == 0 {
+			f.clock.Set(time.Now()) // among very many connections, a sweep takes longer than the clock may stand still
+		}
+		if ask && e.conn.doubtful(pub, now) {
+			doubtful = append(doubtful, e.conn)
+		}
+		e.conn.execute(now)
+		e.conn.watch.Sweep(waited, e.records)
 		if draining && e.conn.watch.Main.Phase() == forward.Idle && e.conn.listener.Protocol != snapshot.Passthrough {
 			e.conn.watch.Interrupt()
 		}
-		e.conn.exchange.Tidy(false)
+		if e.conn.reposes(waited) {
+			e.conn.watch.Doze()
+		}
+		e.conn.sweepStreams(waited, draining)
+		e.conn.own.Tidy(false, now)
 	})
+	if len(doubtful) > 0 {
+		f.reviewing.Store(true)
+		f.doubts <- doubtful // it has room: nobody else sends, and not before the last ones are through
+	}
+	select {
+	case f.resting <- nil:
+	default:
+	}
 	if n%4 == 0 {
 		f.pools.Tidy(now)
+	}
+	if n%240 == 0 {
+		f.gates.Tidy(now)
+	}
+}
+
+// dozeAfter is how long a connection waits for its next request before it lets go of what it can do without.
+const dozeAfter = time.Second
+
+// reposes reports whether c has waited for its next request for dozeAfter.
+func (c *conn) reposes(now time.Time) bool {
+	if !c.sequential.Load() {
+		return false
+	}
+	left, ok := c.watch.Main.IdleLeft(now)
+	return ok && c.listener.Limits.Idle-left > dozeAfter
+}
+
+// pressed tells that memory has become scarce, or is so no more.
+func (f *Frontend) pressed(from, to limit.Pressure, u limit.Usage) {
+	f.log.Warn("memory pressure", "from", from.String(), "to", to.String(), "percent", u.Percent(), "reason", reason.MemoryShed.String())
+}
+
+// shedAtOnce is how many idle connections are closed at a time when memory is short.
+const shedAtOnce = 256
+
+// shed closes the connections that have been idle longest.
+func (f *Frontend) shed() {
+	oldest := limit.NewOldest[*conn](shedAtOnce)
+	now := f.clock.Waited()
+	f.table.each(func(e *entry) {
+		c := e.conn
+		if mux := c.mux.Load(); mux != nil {
+			if mux.Streams() == 0 {
+				oldest.Add(time.UnixMilli(mux.LastActivity()), c)
+			}
+		} else if left, ok := c.watch.Main.IdleLeft(now); ok {
+			oldest.Add(now.Add(left-c.listener.Limits.Idle), c)
+		}
+	})
+	for _, c := range oldest.All() {
+		if mux := c.mux.Load(); mux != nil {
+			c.ending.Store(uint32(reason.MemoryShed))
+			mux.GoAway()
+		} else {
+			c.watch.EndIdle()
+		}
 	}
 }
 
@@ -312,8 +504,13 @@ func (f *Frontend) Drain(ctx context.Context) {
 		f.table.each(func(e *entry) {
 			n++
 			e.conn.book.Ended(reason.ShutdownForced)
+			tunnel := e.conn.watch.Main.Phase() == forward.Tunnelling
+			e.conn.watch.Force()
+			e.conn.lanes.each(func(l *lane) { l.watch.Force() })
+			if tunnel {
+				e.conn.sock.Reset() // what came over it so far must not look like all (E21)
+			}
 			e.conn.sock.Close()
-			e.conn.watch.Abandon()
 		})
 		if n > 0 {
 			f.log.Warn("connections were cut at the end of the drain time", "reason", reason.ShutdownForced.String(), "connections", n)
@@ -325,6 +522,8 @@ func (f *Frontend) Drain(ctx context.Context) {
 	}
 	close(f.stop)
 	<-f.swept
+	f.memory.Close()
+	f.spare.Close()
 	f.pools.Apply(nil)()
 }
 

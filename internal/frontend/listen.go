@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -14,10 +15,10 @@ import (
 
 // Listen opens the socket of an address: host:port, or unix:/path.
 func Listen(address string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAlive: 30 * time.Second}
+	lc := listenConfig()
 	lc.SetMultipathTCP(false) // sandboxes that know TCP do not know MPTCP
-	path, unix := strings.CutPrefix(address, "unix:")
-	if !unix {
+	path, local := strings.CutPrefix(address, "unix:")
+	if !local {
 		return lc.Listen(context.Background(), "tcp", address)
 	}
 	if err := clear(path); err != nil {
@@ -42,9 +43,15 @@ func clear(path string) error {
 		return fmt.Errorf("%s is there and is not a socket; expected nothing or a socket that nobody listens on", path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.Close()
 		return fmt.Errorf("%s: %w", path, syscall.EADDRINUSE)
+	case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		return nil
+	case !errors.Is(err, syscall.ECONNREFUSED): // as one answers that has too many who wait, is of another kind, or of another user
+		return fmt.Errorf("%s is there, and it is not known whether somebody listens there (%v); expected nothing or a socket that nobody listens on: "+
+			"remove it if no program has it (ss -xl)", path, err)
 	}
 	return os.Remove(path)
 }

@@ -1,7 +1,6 @@
 package frontend
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,10 +12,13 @@ import (
 	"countersign/internal/hostname"
 	"countersign/internal/reason"
 	"countersign/internal/record"
+	"countersign/internal/upstream"
 )
 
 // passthrough finds the server name in the ClientHello, and moves bytes between the client and the host's upstream
 // without decrypting any.
+//
+//go:noinline
 func (c *conn) passthrough() {
 	start := time.Now()
 	hs := record.Handshake{Ref: c.ref, Client: c.peer}
@@ -32,7 +34,7 @@ func (c *conn) passthrough() {
 	// unrecognized_name, fatal (RFC 6066 section 3): the client learns why, and nothing else.
 	unrecognized := func() { _, _ = c.sock.Write([]byte{21, 3, 1, 0, 2, 2, 112}) }
 
-	c.watch.Main.Set(c.watch.Clock, forward.Handshaking, c.listener.Limits.Handshake)
+	c.timeHandshake()
 	hello, sni, err := peek(c.sock)
 	c.sni = sni
 	if err != nil {
@@ -73,42 +75,90 @@ func (c *conn) passthrough() {
 		return
 	}
 	hs.Kind, hs.Host, hs.Upstream = record.Tunnel, host.Name, host.Upstream
-	c.join(&hs, forward.Side{From: io.MultiReader(bytes.NewReader(hello), c.sock), Conn: c.sock, Wire: c.sock})
+	c.join(&hs, forward.Side{Ahead: hello, Conn: c.sock, Wire: c.sock})
 }
 
 // bytes moves bytes between a client that has been let in and an upstream.
+//
+//go:noinline
 func (c *conn) bytes(upstream string) {
 	start := time.Now()
-	hs := record.Handshake{Kind: record.Tunnel, Ref: c.ref, Client: c.peer, SNI: c.sni, Upstream: upstream, Identity: c.client}
+	hs := record.Handshake{Kind: record.Tunnel, Ref: c.ref, Client: c.peer, SNI: c.sni, Upstream: upstream, Identity: c.client, Presented: c.presented}
 	client := forward.Side{From: c.sock, Conn: c.sock, Wire: c.sock}
 	if c.secure != nil {
-		client.From, client.Conn, hs.Host = c.secure, c.secure, c.host.Name
+		client.From, client.Conn, client.TLS, hs.Host = c.secure, c.secure, true, c.host.Name
 	}
-	c.join(&hs, client)
+	if c.doom.Load() == nil {
+		c.join(&hs, client)
+	} else {
+		c.linger()
+	}
+	if d := c.doom.Load(); d != nil {
+		d.connection(&hs)
+	}
 	hs.Duration = time.Since(start)
 	c.book.Handshake(&hs)
 }
 
 // join connects client to a target of the upstream that hs names, and notes there how it ended.
 func (c *conn) join(hs *record.Handshake, client forward.Side) {
-	pool := c.f.pools.Pool(hs.Upstream)
+	pool := c.pool(hs.Upstream)
 	if pool == nil {
 		hs.Fail(reason.UpstreamUnknown, nil)
 		c.linger()
 		return
 	}
 	c.watch.Main.Set(c.watch.Clock, forward.Connecting, 0)
-	target, err := pool.Fresh(context.Background())
+	start := time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	c.watch.OnStop(cancel) // a client that leaves gives up its place in a queue
+	target, err := pool.AcquireFor(ctx, c.choice(pool))
+	c.watch.OnStop(nil)
 	if err != nil {
-		hs.Fail(reason.UpstreamConnectFailed, err)
-		c.linger()
+		switch { // an attempt that we ended says nothing about the target
+		case c.watch.Forced():
+			hs.Fail(reason.ShutdownForced, nil)
+		case c.watch.Gone():
+			hs.Fail(reason.ClientAborted, nil)
+		default:
+			hs.Fail(reason.UpstreamConnectFailed, err)
+			c.linger()
+		}
 		return
 	}
 	defer target.Discard()
 	hs.TargetAddr = target.Target.Address
+	target.Target.Report(upstream.Answered, time.Since(start))
 	limits := &c.listener.Limits
-	hs.Reason, hs.BytesIn, hs.BytesOut = forward.Join(&c.watch, client, forward.Side{From: target, Conn: target.Conn, Wire: target.Wire},
+	hs.Reason, hs.BytesIn, hs.BytesOut = forward.Join(&c.watch, client, forward.Side{From: target, Conn: target.Conn, Wire: target.Wire, TLS: target.Secure()},
 		limits.TunnelIdle, limits.Lifetime)
+}
+
+// pool finds an upstream as it is now, and as it was when the connection was accepted if it is no more, for a handshake
+// can outlast a configuration. One that has become one for requests is no more: bytes that nobody looks at must not get
+// there.
+func (c *conn) pool(name string) *upstream.Pool {
+	if p := c.f.pools.Pool(name); p != nil && p.Bytes {
+		return p
+	}
+	return c.listener.pools.Pool(name)
+}
+
+// choice is what is known of a client whose bytes nobody reads.
+func (c *conn) choice(pool *upstream.Pool) upstream.Choice {
+	choice := upstream.Choice{Fresh: true, Announce: c.announce}
+	if id, verified := c.client.Identity(); verified {
+		sum := id.Fingerprint()
+		choice.Client = max(1, upstream.Hash(sum[:]))
+	}
+	switch pool.Key.On {
+	case upstream.KeyAddress:
+		choice.Hash, choice.HasHash = upstream.Hash([]byte(c.ip())), true
+	case upstream.KeyCertificate:
+		choice.Hash, choice.HasHash = choice.Client, choice.Client != 0
+	}
+	return choice
 }
 
 // maxHello bounds what is read before the server name is known.

@@ -1,13 +1,19 @@
 package frontend
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"countersign/internal/forward"
 	"countersign/internal/hostname"
@@ -16,6 +22,8 @@ import (
 	"countersign/internal/reason"
 	"countersign/internal/record"
 	"countersign/internal/snapshot"
+	"countersign/internal/socket"
+	"countersign/internal/ticket"
 	"countersign/internal/trust"
 )
 
@@ -24,22 +32,44 @@ var errRefused = errors.New("client certificate refused")
 
 // handshake makes c a TLS connection, verifies the client under the host's policy, and records how it ended. It reports
 // whether requests may be read.
+//
+//go:noinline
 func (c *conn) handshake() bool {
 	start := time.Now()
 	var hs record.Handshake
-	c.watch.Main.Set(c.watch.Clock, forward.Handshaking, c.listener.Limits.Handshake)
+	c.timeHandshake()
 	tc := tls.Server(c.sock, &tls.Config{GetConfigForClient: c.configFor, MinVersion: tls.VersionTLS12})
+	// A turn is held while the handshake computes: from the ClientHello to our flight, and from the client's to ours.
+	c.turn = c.f.handshakes.Turn(&c.who)
+	c.sock.Before = c.turn.End
 	err := tc.Handshake()
+	c.turn.End()
+	c.sock.Before, c.sock.More = nil, false
+	if _, late := c.watch.Main.Expired(); late && err == nil {
+		err = os.ErrDeadlineExceeded // the sweep has ended the connection, whatever crypto/tls still finished
+	}
 	hs.Ref, hs.Client, hs.SNI, hs.Duration = c.ref, c.peer, c.sni, time.Since(start)
+	hs.Local, hs.Presented = c.sock.LocalAddr().String(), c.presented
 	if c.host != nil {
 		hs.Host, hs.Policy = c.host.Name, c.host.Auth.Mode.String()
+		if c.listener.Named(c.name) {
+			if hs.Name = c.sni; hs.Name != string(c.name) {
+				hs.Name = string(c.name)
+			}
+		}
 		if s := c.host.Auth.Store; s != nil {
 			hs.Store, hs.StoreVer = s.Name(), s.Version()
 		}
 	}
 	state := tc.ConnectionState()
 	if state.Version != 0 {
-		hs.Version, hs.ALPN = tls.VersionName(state.Version), state.NegotiatedProtocol
+		hs.Version, hs.ALPN, hs.Resumed = tls.VersionName(state.Version), state.NegotiatedProtocol, state.DidResume
+	}
+	if state.CipherSuite != 0 {
+		hs.Cipher = cipherNames[state.CipherSuite]
+	}
+	if state.CurveID != 0 {
+		hs.Group = state.CurveID.String()
 	}
 	if err != nil {
 		c.explain(&hs, err)
@@ -47,7 +77,6 @@ func (c *conn) handshake() bool {
 		c.refuseHandshake(tc, err)
 		return false
 	}
-	hs.Cipher, hs.Group, hs.Resumed = tls.CipherSuiteName(state.CipherSuite), state.CurveID.String(), state.DidResume
 	hs.Reason = reason.Completed
 	if !c.verdict.Accepted {
 		hs.Verdict = c.verdict.Reason
@@ -61,12 +90,30 @@ func (c *conn) handshake() bool {
 	}
 	c.sock.Mute, c.sock.MuteOnRead = false, false
 	// Only now has the client proven that it holds the key of the certificate it showed.
-	c.identify()
+	if s := c.host.Auth.Store; s != nil {
+		s.Remember(&c.verdict)
+	}
+	c.f.soon(c.verdict.Ask)
+	c.identify(c.presented)
+	c.hold(&c.standing)
 	hs.Identity = c.client
+	hs.Lenient = c.verdict.Lenient.String()
+	if v, refused := shadowed(&c.host.Auth, c.presented, time.Now()); refused {
+		hs.Shadow, hs.ShadowFound = v.Reason, v.Found
+	}
 	c.book.Handshake(&hs)
-	c.secure = tc
+	c.secure, c.multiplexed = socket.NewRecords(tc, c.sock), state.NegotiatedProtocol == http2.NextProtoTLS
 	return true
 }
+
+// cipherNames are those of the standard library, which makes all of its list anew to find one.
+var cipherNames = func() map[uint16]string {
+	m := make(map[uint16]string)
+	for _, c := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		m[c.ID] = c.Name
+	}
+	return m
+}()
 
 // configFor is the one constructor of TLS configurations: it finds the host by server name and returns what that host
 // presents and asks for. Its closures write into this connection, so there is no table by address. Where no host is
@@ -74,13 +121,19 @@ func (c *conn) handshake() bool {
 func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.sni = hello.ServerName
 	l := c.listener.Listener
+	if !c.takeTurn() {
+		return nil, errRefused
+	}
 	conf := &tls.Config{
 		MinVersion: l.TLS.MinVersion, CipherSuites: l.TLS.Ciphers, CurvePreferences: l.TLS.Groups,
-		NextProtos: protocols(c.listener.Protocol),
-		// Explicit, and for every host: a configuration without keys of its own would use the parent's, which are the
-		// same for all hosts (A04).
+		NextProtos: protocols(l.TLS.ALPN, hello),
+		// Explicit, and until a host is found: a configuration without keys of its own would use the parent's, which are
+		// the same for all hosts (A04).
 		SessionTicketsDisabled: true,
 		Renegotiation:          tls.RenegotiateNever,
+	}
+	if k := c.f.keyLog.Load(); k != nil && k.listener == l.Name {
+		conf.KeyLogWriter = k
 	}
 	if len(hello.ServerName) > 0 {
 		name, err := hostname.AppendCanonicalSNI(c.name[:0], []byte(hello.ServerName))
@@ -99,12 +152,36 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return conf, nil
 	}
 	host := c.host
+	c.version = host.Auth.Version()
 	conf.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		// Called right before our flight; what we write after the next read, and before the client is verified, can only be
 		// an alert.
 		c.sock.MuteOnRead = host.Auth.Reset
-		return host.Keys.For(h), nil
+		if !c.takeTurn() { // again: a HelloRetryRequest gave it back
+			return nil, errRefused
+		}
+		pair := host.Keys.For(h)
+		if pair != nil {
+			c.ours = pair.Leaf
+		}
+		return pair, nil
 	}
+	// The last word on conf: it goes around VerifyConnection.
+	session := c.f.tickets.Session(scope(c.listener.Listener, host))
+	session.CertificateOnly, session.Only13 = host.Auth.Mode != policy.Off, conf.KeyLogWriter != nil
+	defer func() {
+		session.Install(conf)
+		if wrap := conf.WrapSession; wrap != nil {
+			conf.WrapSession = func(cs tls.ConnectionState, state *tls.SessionState) ([]byte, error) {
+				// crypto/tls is about to write a ticket: in a full handshake the client has proven itself.
+				c.sock.Mute, c.sock.MuteOnRead = false, false
+				// In TLS 1.3, where a certificate was asked for, the ticket is all there is left to say. It goes with the answer
+				// to a request that is there already.
+				c.sock.More = cs.Version == tls.VersionTLS13 && !cs.DidResume && conf.ClientAuth != tls.NoClientCert
+				return wrap(cs, state)
+			}
+		}
+	}()
 	if host.Auth.Mode == policy.Off {
 		return conf, nil
 	}
@@ -115,9 +192,25 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	conf.ClientCAs = host.Auth.Hints
 	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		if !c.takeTurn() {
+			return errRefused
+		}
 		c.presented = cs.PeerCertificates
+		// Before the verdict: what is learnt after it, until the client has proven itself, makes another version.
+		c.version = host.Auth.Version()
 		c.verdict = judge(&host.Auth, c.presented, time.Now())
+		if c.verdict.Reason == reason.OCSPUnavailable && c.f.outside != nil {
+			c.turn.End() // others need not wait for the responder
+			c.f.ask(c.verdict.Ask)
+			c.version = host.Auth.Version()
+			c.verdict = judge(&host.Auth, c.presented, time.Now())
+		}
+		if host.Auth.Store != nil {
+			c.f.learn(host.Auth.Store.Points(&c.verdict))
+		}
 		if !c.verdict.Accepted && host.Auth.Enforced() && !host.Auth.Page {
+			// On a resumed connection nobody asked for our certificate, where MuteOnRead is set.
+			c.sock.Mute = c.sock.Mute || host.Auth.Reset
 			return errRefused
 		}
 		return nil
@@ -125,12 +218,82 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return conf, nil
 }
 
-// protocols are what a listener speaks inside TLS (ALPN); nil takes whatever the client offers.
-func protocols(p snapshot.Protocol) []string {
-	if p == snapshot.HTTPS {
-		return []string{"http/1.1", "http/1.0"}
+// takeTurn waits for the handshake's turn to compute, and reports whether it came. One that is turned away ends with a
+// reset: what there is too much of is not spent on last words.
+func (c *conn) takeTurn() bool {
+	why := c.turn.Begin()
+	if why != reason.Unset {
+		c.early, c.sock.Mute = why, true
 	}
-	return nil
+	return why == reason.Unset
+}
+
+// scope is what a session may be resumed under: this listener, this host's policy, and the content of its trust store.
+// What can change without a new configuration, dates and OCSP answers, is asked on every resumption, like all the rest.
+func scope(l *snapshot.Listener, h *snapshot.Host) ticket.Scope {
+	store := ""
+	if h.Auth.Store != nil {
+		sum := h.Auth.Store.Sum()
+		store = string(sum[:])
+	}
+	return ticket.ScopeOf(l.Name, l.Address, string(h.Policy), h.Auth.Mode.String(), store, fmt.Sprint(h.Auth.Page, h.Auth.Reset, l.TLS.MinVersion))
+}
+
+// askTime bounds how long a handshake waits for OCSP responders.
+const askTime = 3 * time.Second
+
+// ask gets answers that a handshake cannot do without, and reports whether there may be new ones.
+func (f *Frontend) ask(questions []*trust.Query) bool {
+	if f.outside == nil || len(questions) == 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	for _, q := range questions {
+		if f.outside.Ask(ctx, q) != nil {
+			break // the verdict says what is missing, and the condition why
+		}
+	}
+	return true
+}
+
+// soon gets answers that are wanted, and not waited for.
+func (f *Frontend) soon(questions []*trust.Query) {
+	if f.outside != nil {
+		for _, q := range questions {
+			f.outside.Soon(q)
+		}
+	}
+}
+
+// learn notes where lists are published. The chain was verified; that the client holds its key is not proven yet, but the
+// address is its CA's word, and of use to others.
+func (f *Frontend) learn(points []trust.Point) {
+	if f.outside != nil {
+		for _, p := range points {
+			f.outside.Learn(p)
+		}
+	}
+}
+
+// protocols are what a listener speaks inside TLS, of which alpn is the configured choice. HTTP/2 is not offered to a client
+// that has none of the cipher suites it may be spoken with (RFC 9113 section 9.2.2).
+func protocols(alpn []string, hello *tls.ClientHelloInfo) []string {
+	if slices.Contains(alpn, http2.NextProtoTLS) && !slices.ContainsFunc(hello.CipherSuites, fitForHTTP2) {
+		return slices.DeleteFunc(slices.Clone(alpn), func(p string) bool { return p == http2.NextProtoTLS })
+	}
+	return alpn
+}
+
+func fitForHTTP2(suite uint16) bool {
+	switch suite {
+	case tls.TLS_AES_128_GCM_SHA256, tls.TLS_AES_256_GCM_SHA384, tls.TLS_CHACHA20_POLY1305_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256:
+		return true
+	}
+	return false
 }
 
 // judge is the only place where a client is verified: at the handshake, and again when the policy it was accepted under
@@ -159,17 +322,21 @@ func (c *conn) describe(hs *record.Handshake) {
 	if v.Cause != nil {
 		hs.Detail = bounded(v.Cause)
 	}
+	hs.Chain, hs.Tried = v.Chain, v.Tried
+	if c.host != nil && c.book.Keeps() {
+		hs.Evidence = c.host.Auth.Store.Evidence(v.Chain, time.Now())
+	}
 }
 
 // identify derives the client from the verdict in force.
-func (c *conn) identify() {
+func (c *standing) identify(presented []*x509.Certificate) {
 	c.identityErr = nil
 	c.validUntil = time.Time{}
 	switch {
 	case c.host != nil && c.host.Auth.Mode == policy.PassthroughChain:
-		c.client = identity.PassthroughChain(c.presented)
+		c.client = identity.PassthroughChain(presented)
 	case !c.verdict.Accepted:
-		c.client = identity.Unverified(c.presented, c.verdict.Reason)
+		c.client = identity.Unverified(presented, c.verdict.Reason)
 	case len(c.verdict.Chain) > 0:
 		id, err := identity.FromChain(c.verdict.Chain)
 		if err != nil {
@@ -177,7 +344,7 @@ func (c *conn) identify() {
 			return
 		}
 		c.client = identity.Present(id)
-		c.validUntil = c.host.Auth.Store.GoodUntil(c.verdict.Chain, time.Now())
+		c.validUntil = c.host.Auth.Store.GoodUntil(&c.verdict)
 	case c.host != nil && c.host.Auth.Mode == policy.Request:
 		c.client = identity.Absent(reason.ClientCertMissing)
 	default:

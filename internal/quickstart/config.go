@@ -28,6 +28,7 @@ const configText = schemaLine + configMark + ` Change it and try: countersign ch
 # The next quickstart writes it anew and keeps yours as countersign.yaml.old. Paths are relative to this file.
 
 ops: {listen: "127.0.0.1:OPS"}       # /livez /readyz /metrics
+state: state                         # journal.db: what ended badly and why, and which clients were here
 
 # Whom we believe. Two stores, because a client must never pass for a backend.
 trust_stores:

@@ -22,6 +22,7 @@ import (
 
 	"countersign/api"
 	"countersign/internal/daemon"
+	"countersign/internal/snapshot"
 	"countersign/internal/trust"
 )
 
@@ -139,7 +140,7 @@ func TestFresh(t *testing.T) {
 		}
 	}
 	// The configuration is accepted as it is, without a warning.
-	l, err := daemon.Load(filepath.Join(dir, configFile), time.Now())
+	l, err := daemon.Load(filepath.Join(dir, configFile), snapshot.Env{Now: time.Now()})
 	if err != nil || len(l.Problems) > 0 {
 		var b strings.Builder
 		_ = l.File.Render(&b, l.Problems)

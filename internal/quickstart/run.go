@@ -196,7 +196,12 @@ Running on 127.0.0.1, configuration %s:
 `, s.folder.path(configFile), p.public, p.passthrough, p.ops, p.http, p.https, p.mtls)
 	fmt.Fprintf(w, "\nTry it from another shell. Add --tls-max 1.2 to see TLS 1.2. All calls are in %s.\n\ncd %s\n", s.folder.path(callsFile), s.folder.dir)
 	printCalls(w, p, introduction())
-	fmt.Fprintf(w, "\nEvery end has a reason. Here they come; in full in %s. Ctrl-C ends.\n\n", s.folder.path(recordsFile))
+	fmt.Fprintf(w, `
+Every end has a reason. Here they come; in full in %s. Ctrl-C ends.
+What went wrong, later on:  countersign journal -c %[2]s
+and one of those, whole:    countersign explain -c %[2]s --ref REF
+
+`, s.folder.path(recordsFile), s.folder.path(configFile))
 	return nil
 }
 

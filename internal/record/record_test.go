@@ -22,12 +22,19 @@ var hostile = []string{
 	"\"}\n{\"level\":\"fatal\"}", "\x1b[31mred\x1b[0m", "nul\x00byte", strings.Repeat("\"", 64<<10), "\xff\xfe", "\u202eright to left", "back\\slash",
 }
 
-type sink struct {
+// buffer is a writer that may be used by several goroutines.
+type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (s *sink) Write(p []byte) (int, error) {
+func (s *buffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func (s *buffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.Write(p)
@@ -48,13 +55,14 @@ func TestHostileText(t *testing.T) {
 			id, _ := identity.FromChain([]*x509.Certificate{cert, pki.Cert})
 			for _, line := range [][]byte{
 				r.append(nil, time.Now(), "ref", Fragment("public", "127.0.0.1:1", identity.Present(id))),
+				r.append(nil, time.Now(), "ref", FragmentVia("public", "127.0.0.1:1", identity.Present(id), id)),
 				h.append(nil, time.Now()),
 			} {
 				var v map[string]any
 				if err := json.Unmarshal(line, &v); err != nil {
 					t.Fatalf("not JSON: %v\n%s", err, line)
 				}
-				if bytes.Count(line, []byte("\n")) != 1 || len(line) > 8<<10 {
+				if bytes.Count(line, []byte("\n")) != 1 || len(line) > maxLine {
 					t.Errorf("%d bytes, %d line ends", len(line), bytes.Count(line, []byte("\n")))
 				}
 				for _, c := range line[:len(line)-1] {
@@ -68,7 +76,7 @@ func TestHostileText(t *testing.T) {
 }
 
 func TestRequestLine(t *testing.T) {
-	out := &sink{}
+	out := &buffer{}
 	b := NewBook(out)
 	l := b.Listener("public")
 	r := Request{}
@@ -105,6 +113,32 @@ func TestRequestLine(t *testing.T) {
 	}
 }
 
+// TestFragmentVia: who spoke for the client is told beside the client, and also where there is none.
+func TestFragmentVia(t *testing.T) {
+	pki := testpki.New(t)
+	of := func(name string) *identity.Identity {
+		id, err := identity.FromChain([]*x509.Certificate{pki.Client(name).Cert, pki.Cert})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	edge := of("edge")
+	for subject, client := range map[any]identity.Client{"CN=alice": identity.Present(of("alice")), nil: {}} {
+		r := Request{Reason: reason.Completed}
+		var line struct {
+			Subject any `json:"client_subject"`
+			Via     struct{ Subject, SHA256 string }
+		}
+		if err := json.Unmarshal(r.append(nil, time.Now(), "abcd", FragmentVia("public", "127.0.0.1:9", client, edge)), &line); err != nil {
+			t.Fatal(err)
+		}
+		if sum := edge.Fingerprint(); line.Subject != subject || line.Via.Subject != "CN=edge" || line.Via.SHA256 != fmt.Sprintf("%x", sum) {
+			t.Errorf("%+v", line)
+		}
+	}
+}
+
 // stuck is a sink whose reader has stopped.
 type stuck struct{ release chan struct{} }
 
@@ -122,6 +156,7 @@ func TestStuckSink(t *testing.T) {
 		r := Request{}
 		r.Begin(1, time.Now())
 		r.Keep([]byte("GET"), []byte("a.test"), bytes.Repeat([]byte("x"), maxPath))
+		r.Reason = reason.Completed
 		start := time.Now()
 		for range 20000 {
 			l.Request(&r, "abcd", nil)
@@ -129,21 +164,22 @@ func TestStuckSink(t *testing.T) {
 		if took := time.Since(start); took > 2*time.Second {
 			t.Errorf("20,000 records took %v", took)
 		}
-		if n := testutil.ToFloat64(b.dropped); n == 0 {
+		if n := testutil.ToFloat64(b.dropped.WithLabelValues("stdout")); n == 0 {
 			t.Error("nothing was counted as dropped")
 		}
-		b.mu.Lock()
-		if len(b.pending) > maxPending+8<<10 {
-			t.Errorf("%d bytes wait", len(b.pending))
+		o := (*b.outputs.Load())[0]
+		o.mu.Lock()
+		if len(o.pending) > defaultQueue+maxLine {
+			t.Errorf("%d bytes wait", len(o.pending))
 		}
-		b.mu.Unlock()
+		o.mu.Unlock()
 		close(out.release)
 		b.Close()
 	})
 }
 
 func TestRequestAllocatesNothing(t *testing.T) {
-	b := NewBook(&sink{})
+	b := NewBook(&buffer{})
 	defer b.Close()
 	b.Log(None)
 	l := b.Listener("public")

@@ -55,7 +55,7 @@ func (w *Watcher) follow(poll bool) {
 	}
 	// What changes between looking at the way and having the watch goes unheard; so look again after watching more.
 	for range 4 {
-		names := places{entries: make(map[string]map[string]bool), cache: make(map[string]step)}
+		names := places{entries: make(map[string]map[string]bool, len(w.dirs)), cache: make(map[string]step), folders: make(map[string]ending)}
 		for path := range w.files {
 			names.way(path)
 		}
@@ -154,6 +154,7 @@ func (w *Watcher) unfollow() {
 // who adds a watch and reads errors in one goroutine can wait for itself.
 func (w *Watcher) pump(events *fsnotify.Watcher, done chan struct{}) {
 	defer close(done)
+	defer guard(w.c.Log, "watching files") // without it changes are still found, by looking
 	named, errs := events.Events, events.Errors
 	for named != nil || errs != nil {
 		select {
@@ -210,6 +211,13 @@ func identify(dir string) (identity, error) {
 type places struct {
 	entries map[string]map[string]bool
 	cache   map[string]step
+	folders map[string]ending // by path; thousands of files may be in one
+}
+
+// ending is where the way to a folder ends: in a real directory, or before it.
+type ending struct {
+	real    string
+	reached bool
 }
 
 // step is where an entry of a real directory leads.
@@ -220,39 +228,65 @@ type step struct {
 }
 
 func (p *places) note(dir, name string) {
-	if p.entries[dir] == nil {
-		p.entries[dir] = make(map[string]bool)
+	names := p.entries[dir]
+	if names == nil {
+		names = make(map[string]bool)
+		p.entries[dir] = names
 	}
-	p.entries[dir][name] = true
+	names[name] = true
 }
 
 func (p *places) step(path string) step {
 	s, ok := p.cache[path]
-	if ok {
-		return s
+	if !ok {
+		s = stepTo(path)
+		p.cache[path] = s
 	}
+	return s
+}
+
+func stepTo(path string) (s step) {
 	st, err := os.Lstat(path)
 	if s.err = err; err == nil {
 		if s.mode = st.Mode(); s.mode&fs.ModeSymlink != 0 {
 			s.link, s.err = os.Readlink(path)
 		}
 	}
-	p.cache[path] = s
 	return s
 }
 
 // way notes every entry on the way to an absolute path that, replaced, leads elsewhere: the file's own, those of symlinks,
 // and the first one that is not there. A directory that is moved tells so itself; one further up is found by polling.
 func (p *places) way(path string) {
-	real := "/"
-	rest := path
+	dir, base := filepath.Split(path)
+	at, known := p.folders[dir]
+	if !known {
+		at.real, at.reached = p.walk("/", dir, true)
+		p.folders[dir] = at
+	}
+	if !at.reached {
+		return // and what is in the way is noted
+	}
+	full := filepath.Join(at.real, base)
+	s := stepTo(full)
+	if s.err == nil && s.mode.IsRegular() {
+		p.note(at.real, base)
+		return
+	}
+	p.cache[full] = s
+	p.walk(at.real, base, false)
+}
+
+// walk is way for the rest of a path from a real directory. It returns the directory in which it ends, false if it ends
+// elsewhere. Where it leads to a folder, a directory at its end is what is expected.
+func (p *places) walk(real, rest string, toFolder bool) (string, bool) {
 	for links := 0; links < 40; {
 		name, after, more := strings.Cut(strings.TrimLeft(rest, "/"), "/")
 		rest = after
 		switch name {
 		case "", ".":
 			if !more {
-				return
+				return real, true
 			}
 			continue
 		case "..":
@@ -264,7 +298,7 @@ func (p *places) way(path string) {
 		switch {
 		case s.err != nil:
 			p.note(real, name)
-			return
+			return "", false
 		case s.mode&fs.ModeSymlink != 0:
 			p.note(real, name)
 			links++
@@ -273,13 +307,14 @@ func (p *places) way(path string) {
 			}
 			rest = s.link + "/" + rest
 		case s.mode.IsDir():
-			if strings.Trim(rest, "/") == "" {
+			if !toFolder && strings.Trim(rest, "/") == "" {
 				p.note(real, name) // where a file is expected
 			}
 			real = full
 		default:
 			p.note(real, name)
-			return
+			return "", false
 		}
 	}
+	return "", false
 }

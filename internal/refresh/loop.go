@@ -14,6 +14,7 @@ type look struct {
 	want  map[string]Sum // what is in force
 	base  map[string]Sum // what the load that was refused since then saw; nil if none was
 	heard int            // the load, of loads, that the two are of
+	moved bool           // other files than at the last look
 
 	changed   time.Time // when content was first seen to be as it is
 	attempted time.Time // when a reload of exactly this content was asked for
@@ -80,7 +81,10 @@ func (w *Watcher) step() (next time.Time) {
 	w.take()
 	w.mu.Unlock()
 
-	w.follow(poll)
+	if poll || w.moved || w.burst.any { // else every way is as it was
+		w.moved = false
+		w.follow(poll)
+	}
 	changed := false
 	for _, f := range w.files {
 		if w.read(f, poll && f.slot == w.round%rounds) {
@@ -133,6 +137,7 @@ func (w *Watcher) take() {
 		if _, ok := w.force[path]; !ok {
 			if _, ok = w.tried[path]; !ok {
 				delete(w.files, path)
+				w.moved = true
 			}
 		}
 	}
@@ -141,6 +146,7 @@ func (w *Watcher) take() {
 			if w.files[path] == nil {
 				w.files[path] = &file{path: path, slot: w.slots % rounds}
 				w.slots++
+				w.moved = true
 			}
 		}
 	}

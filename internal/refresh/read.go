@@ -10,6 +10,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"countersign/internal/snapshot"
 )
 
 // file is one watched file as last seen.
@@ -48,6 +50,13 @@ func (r *reader) read(f *file, verify bool) bool {
 	if err != nil {
 		f.sure = false
 		return f.put(Sum{}, cause(err))
+	}
+	if st.IsDir() {
+		entries, err := os.ReadDir(f.path)
+		if err != nil {
+			return f.put(Sum{}, cause(err))
+		}
+		return f.put(snapshot.FolderSum(entries), "")
 	}
 	s := stampOf(st)
 	if f.known && f.sure && s == f.stamp && !verify {

@@ -30,7 +30,7 @@ listeners:
         client_auth: {mode: require, trust_store: clients}
         routes: [{upstream: api}]
       - names: [off.test]
-        certificate: {cert: server.pem, key: server.key}
+        certificate: {cert: off.pem, key: off.key}
         client_auth: {mode: off}
         routes: [{match: {path: /x}, upstream: api}, {upstream: tls}]
   plain:
@@ -59,6 +59,7 @@ type bench struct {
 func newBench(t testing.TB) *bench {
 	b := &bench{t, t.TempDir(), testpki.New(t)}
 	server := b.ca.Server("a.test", testpki.DNS("*.w.test", "off.test"), testpki.Lifetime(90*24*time.Hour))
+	off := b.ca.Server("off.test", testpki.Lifetime(90*24*time.Hour))
 	edge := b.ca.Client("edge", testpki.Lifetime(90*24*time.Hour))
 	other := testpki.New(t)
 	weak := b.ca.Server("a.test", testpki.RSA(1024))
@@ -66,7 +67,7 @@ func newBench(t testing.TB) *bench {
 	old := testpki.New(t, testpki.Expired())
 	for name, data := range map[string][]byte{
 		"ca.pem": b.ca.PEM(), "ca.crl": b.ca.CRL(), "other.pem": other.PEM(), "other.crl": other.CRL(),
-		"server.pem": server.PEM(), "server.key": server.KeyPEM(), "edge.pem": edge.PEM(), "edge.key": edge.KeyPEM(),
+		"off.pem": off.PEM(), "off.key": off.KeyPEM(), "server.pem": server.PEM(), "server.key": server.KeyPEM(), "edge.pem": edge.PEM(), "edge.key": edge.KeyPEM(),
 		"weak.pem": weak.PEM(), "weak.key": weak.KeyPEM(), "expired.pem": expired.PEM(), "expired.key": expired.KeyPEM(),
 		"empty.pem": nil, "cut.der": b.ca.DER()[:200], "half.pem": b.ca.PEM()[:300], "twice.pem": append(b.ca.PEM(), b.ca.PEM()...),
 		"forged.crl": b.ca.CRL(testpki.SignedBy(other), testpki.NoAKI()), "delta.crl": b.ca.CRL(testpki.CRLExt(testpki.DeltaIndicator())), "oldca.pem": append(old.PEM(), b.ca.PEM()...),
@@ -89,7 +90,7 @@ func (b *bench) write(name string, data []byte) {
 
 func (b *bench) compile(yaml string) (*Snapshot, config.Problems) {
 	file, problems := config.Parse("countersign.yaml", []byte(yaml))
-	s, _, problems := Compile(file, problems, b.dir, time.Now())
+	s, _, problems := Compile(file, problems, Env{Dir: b.dir, Now: time.Now()})
 	return s, problems
 }
 

@@ -17,7 +17,7 @@ import (
 	"countersign/internal/hostname"
 	"countersign/internal/identity"
 	"countersign/internal/policy"
-	"countersign/internal/route"
+	"countersign/internal/trust"
 )
 
 // address checks host:port.
@@ -96,8 +96,16 @@ func (c *compiler) listener(path, name string, l *config.Listener, conf *config.
 		c.problem(path, "add hosts: [...]", "missing required key \"hosts\"")
 	}
 	c.sources(config.Path(path, "sources"), out, l, conf)
+	c.origin(path, out, l)
 	out.TLS = c.negotiation(config.Path(path, "tls"), l.TLS)
+	c.alpn(config.Path(path, "tls", "alpn"), out, l.TLS)
 	out.Limits = limits(l.Limits)
+	out.Limits.Message.Mitigation = c.mitigation(config.Path(path, "desync_mitigation"), out, l)
+	c.door(config.Path(path, "limits"), out, l.Limits)
+	out.Gate = c.gate(path, "listener", "listener "+name, out.Protocol, l.RateLimits, l.Concurrency)
+	if n := out.Limits.Streams; n < 1 || n > maxStreams {
+		c.problem(config.Path(path, "limits", "streams"), "choose a number from 1 to "+strconv.Itoa(maxStreams), "limits.streams is %d", n)
+	}
 	if n := out.Limits.Message.HeadBytes; n > maxHeaderBytes {
 		c.problem(config.Path(path, "limits.header_bytes"), "use at most 1MiB", "header_bytes is %d; a head is kept in memory whole", n)
 	}
@@ -125,7 +133,39 @@ func (c *compiler) listener(path, name string, l *config.Listener, conf *config.
 			c.unresolved(config.Path(path, "default_host"), "host of this listener", l.DefaultHost, all)
 		}
 	}
+	c.sharedCertificates(path, out)
 	return out
+}
+
+// sharedCertificates warns of a wildcard certificate that covers names of another policy: browsers reuse a connection for
+// every name that its certificate covers, and get 421 for the others (A13, A44).
+func (c *compiler) sharedCertificates(path string, l *Listener) {
+	type named struct {
+		name string
+		host *Host
+	}
+	under := make(map[string][]named) // by parent domain
+	for _, h := range l.Hosts {
+		for _, n := range h.Names {
+			if _, parent, ok := strings.Cut(strings.ToLower(n), "."); ok {
+				under[parent] = append(under[parent], named{n, h})
+			}
+		}
+	}
+	for i, h := range l.Hosts {
+		if h.Keys == nil {
+			continue
+		}
+		for _, wild := range h.Keys.Wildcards() {
+			for _, other := range under[wild] {
+				if other.host != h && other.host.Policy != h.Policy {
+					c.warn(config.Path(path, "hosts", i), "use certificates that cover one policy each, so that no browser reuses a connection for the wrong host",
+						"its certificate for *.%s covers %s too, whose client-auth policy is another one: requests for it over such a connection get 421", wild, other.name)
+					break
+				}
+			}
+		}
+	}
 }
 
 func limits(l *config.Limits) Limits {
@@ -133,8 +173,8 @@ func limits(l *config.Limits) Limits {
 		l = new(config.Limits)
 	}
 	out := Limits{
-		Connections: l.Connections,
-		Handshake:   l.Handshake.Or(defaultHandshake), Header: l.Header.Or(defaultHeader), Idle: l.Idle.Or(defaultIdle),
+		Connections: l.Connections, Streams: l.Streams,
+		Handshake: l.Handshake.Or(defaultHandshake), Header: l.Header.Or(defaultHeader), Idle: l.Idle.Or(defaultIdle),
 		TunnelIdle: l.TunnelIdle.Or(defaultTunnelIdle), Lifetime: time.Duration(l.Lifetime),
 		BodyIdle: l.BodyIdle.Or(defaultBodyIdle), WriteIdle: l.WriteIdle.Or(defaultWriteIdle),
 		Message: h1.Limits{HeadBytes: int(l.HeaderBytes.Or(defaultHeaderBytes)), Fields: l.HeaderFields, BodyBytes: int64(l.BodyBytes)},
@@ -145,6 +185,9 @@ func limits(l *config.Limits) Limits {
 	if out.Message.Fields == 0 {
 		out.Message.Fields = defaultHeaderFields
 	}
+	if out.Streams == 0 {
+		out.Streams = defaultStreams
+	}
 	return out
 }
 
@@ -153,12 +196,14 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 	if len(h.Names) > 0 {
 		out.Name = h.Names[0]
 	}
+	out.Gate = c.gate(path, "host", "host "+l.Name+"/"+out.Name, l.Protocol, h.RateLimits, h.Concurrency)
 	no := func(present bool, key string) {
 		if present {
 			c.problem(config.Path(path, key), "remove it, or use another protocol", "%s has no meaning on a listener of protocol %s", key, l.Protocol)
 		}
 	}
 	pool := func(at, name string) { c.pool(at, name, l.Protocol, conf) }
+	no(l.Protocol != HTTPS && l.Protocol != 0 && len(h.TrustedProxies) > 0, "trusted_proxies")
 	if l.Protocol == TLSBytes {
 		no(len(h.IdentityHeaders) > 0, "identity_headers")
 		no(h.IdentityOptions != nil, "identity_options")
@@ -189,6 +234,7 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 	if l.Protocol == HTTPS {
 		c.hostKeys(path, out, h)
 		c.clientAuth(path, out, h, l)
+		c.proxies(path, out, h)
 	} else if l.Protocol == HTTP {
 		no(h.Certificate != nil, "certificate")
 		no(len(h.Certificates) > 0, "certificates")
@@ -203,25 +249,8 @@ func (c *compiler) host(path string, l *Listener, h *config.Host, conf *config.C
 		c.problem(path, "add routes: [{upstream: NAME}]", "the host has no routes")
 		return out
 	}
-	var rules []route.Rule[*Route]
-	for i, r := range h.Routes {
-		at := config.Path(path, "routes", i)
-		pool(config.Path(at, "upstream"), r.Upstream)
-		rule := route.Rule[*Route]{Value: &Route{Upstream: r.Upstream, WebSocket: slices.Contains(r.Upgrade, "websocket")}}
-		if r.Match != nil {
-			rule.Pattern = r.Match.Path
-		}
-		for _, name := range r.AllowPath {
-			s, _ := route.ParseSpelling(name)
-			rule.Allow |= s
-		}
-		rules = append(rules, rule)
-	}
-	table, err := route.NewTable(rules)
-	if err != nil {
-		c.problem(config.Path(path, "routes"), "", "%s", err)
-	}
-	out.Routes = table
+	c.exempt(config.Path(path, "exempt"), out, h)
+	c.routes(config.Path(path, "routes"), l, out, h, conf)
 	return out
 }
 
@@ -248,6 +277,8 @@ func (c *compiler) style(path string, out *Host, h *config.Host) *identity.Style
 	if x := h.IdentityOptions; x != nil {
 		o.Chain, o.XFCCCert, o.Rename = x.Chain, x.XFCCCert, x.ALBNames
 	}
+	// The other requests of the host have nothing to append to. Without the dialect, proxies has told the problem.
+	o.XFCCAppend = slices.Contains(o.Dialects, identity.XFCC) && slices.ContainsFunc(out.Proxies, func(p *Proxy) bool { return p.Append })
 	s, err := identity.NewStyle(o)
 	if err != nil {
 		c.problem(config.Path(path, "identity_options"), "see docs/headers.md", "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -274,7 +305,7 @@ func (c *compiler) pool(at, name string, p Protocol, conf *config.Config) {
 	if !ok || len(u.Targets) == 0 {
 		return
 	}
-	switch scheme, _, _ := strings.Cut(u.Targets[0], ":"); scheme {
+	switch scheme, _, _ := strings.Cut(u.Targets[0].URL, ":"); scheme {
 	case "http", "https":
 		if !p.Requests() && p != 0 {
 			c.problem(at, "write tcp:// or tls:// targets", "upstream %q has %s targets, and a listener of protocol %s moves bytes", name, scheme, p)
@@ -288,26 +319,35 @@ func (c *compiler) pool(at, name string, p Protocol, conf *config.Config) {
 	}
 }
 
+// prefix reads a network, or an address as a network of one.
+func (c *compiler) prefix(path, text string) (netip.Prefix, bool) {
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		addr, aerr := netip.ParseAddr(text)
+		if aerr != nil || addr.Zone() != "" {
+			c.problem(path, "write 10.1.0.0/16 or 10.1.2.3", "%q is neither an address nor a prefix", text)
+			return prefix, false
+		}
+		prefix = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	if prefix.Addr().Is4In6() {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), max(prefix.Bits()-96, 0))
+	}
+	if prefix != prefix.Masked() {
+		c.problem(path, "write "+prefix.Masked().String(), "%q has bits behind its prefix", text)
+		return prefix, false
+	}
+	return prefix, true
+}
+
 // sources compiles who may connect.
 func (c *compiler) sources(path string, out *Listener, l *config.Listener, conf *config.Config) {
-	if len(l.Sources) > 0 && strings.HasPrefix(l.Listen, "unix:") {
+	if len(l.Sources) > 0 && strings.HasPrefix(l.Listen, "unix:") && l.ProxyProtocol == nil {
 		c.problem(path, "remove sources: the permissions of the socket and its folder decide who may connect", "a Unix socket has no addresses")
 	}
 	for i, text := range l.Sources {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			addr, aerr := netip.ParseAddr(text)
-			if aerr != nil || addr.Zone() != "" {
-				c.problem(config.Path(path, i), "write 10.1.0.0/16 or 10.1.2.3", "%q is neither an address nor a prefix", text)
-				continue
-			}
-			prefix = netip.PrefixFrom(addr, addr.BitLen())
-		}
-		if prefix.Addr().Is4In6() {
-			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), max(prefix.Bits()-96, 0))
-		}
-		if prefix != prefix.Masked() {
-			c.problem(config.Path(path, i), "write "+prefix.Masked().String(), "%q has bits behind its prefix", text)
+		prefix, ok := c.prefix(config.Path(path, i), text)
+		if !ok {
 			continue
 		}
 		out.Sources = append(out.Sources, prefix)
@@ -318,7 +358,7 @@ func (c *compiler) sources(path string, out *Listener, l *config.Listener, conf 
 	names := []string{l.Upstream}
 	for _, h := range l.Hosts {
 		for _, r := range h.Routes {
-			names = append(names, r.Upstream)
+			names = append(names, upstreamsOf(r)...)
 		}
 	}
 	for _, name := range names {
@@ -352,6 +392,9 @@ func (c *compiler) hostKeys(path string, out *Host, h *config.Host) {
 	set, err := certs.NewSet(pairs)
 	if err != nil {
 		c.problem(path, "", "%s", err)
+	} else if c.Staples != nil && (c.conf.Outbound == nil || c.conf.Outbound.Stapling != "off") {
+		set = set.WithStaples(c.Staples)
+		c.outside.Stapled = append(c.outside.Stapled, pairs...)
 	}
 	out.Keys = set
 }
@@ -395,6 +438,9 @@ func (c *compiler) clientAuth(path string, out *Host, h *config.Host, l *Listene
 		c.problem(config.Path(at, "on_failure"), "use alert or reset", "on_failure page needs HTTP, and this listener moves bytes")
 	}
 	if out.Auth.Mode == policy.PassthroughChain {
+		if a.Shadow != nil {
+			c.problem(config.Path(at, "shadow"), "remove it", "shadow has no meaning with mode passthrough_chain: nothing is verified")
+		}
 		return
 	}
 	if a.TrustStore == "" {
@@ -404,16 +450,39 @@ func (c *compiler) clientAuth(path string, out *Host, h *config.Host, l *Listene
 	out.Auth.Store = c.store(config.Path(at, "trust_store"), a.TrustStore)
 	out.Auth.Reset, out.Auth.Page = a.OnFailure == "reset", a.OnFailure == "page"
 	if out.Auth.Store != nil {
-		out.Auth.Hints = hintPool(out.Auth.Store.Hints())
+		out.Auth.Hints = c.hintPool(out.Auth.Store)
+	}
+	if b := c.conf.TrustStores[a.TrustStore]; b != nil && b.CABundle != nil && b.CABundle.System && out.Auth.Mode != policy.RequestUnverified {
+		c.warn(config.Path(at, "trust_store"), "name the CAs you trust in a file, or name the clients in allow of every route",
+			"trust store %q trusts every public CA: whoever buys a certificate for client authentication is let in", a.TrustStore)
+	}
+	if s := a.Shadow; s != nil {
+		shadow := &ClientAuth{Mode: policy.Request, Store: out.Auth.Store}
+		if s.Mode == "require" {
+			shadow.Mode = policy.Require
+		}
+		if s.TrustStore != "" {
+			shadow.Store = c.store(config.Path(at, "shadow.trust_store"), s.TrustStore)
+		}
+		if shadow.Store == out.Auth.Store && (shadow.Mode == out.Auth.Mode || out.Auth.Mode == policy.Require) {
+			c.problem(config.Path(at, "shadow"), "set a stricter mode or another trust store, or remove it", "shadow is not stricter than what is in force")
+		}
+		out.Auth.Shadow = shadow
 	}
 }
 
-// hintPool makes a pool that has nothing but subjects: it is advertised, never verified against.
-func hintPool(subjects [][]byte) *x509.CertPool {
+// hintPool makes a pool that has nothing but subjects: it is advertised, never verified against. Hosts share that of their
+// trust store.
+func (c *compiler) hintPool(store *trust.Store) *x509.CertPool {
+	if pool, made := c.pools[store]; made {
+		return pool
+	}
+	subjects := store.Hints()
 	if len(subjects) == 0 {
 		return nil
 	}
 	pool := x509.NewCertPool()
+	c.pools[store] = pool
 	for _, s := range subjects {
 		pool.AddCert(&x509.Certificate{Raw: s, RawSubject: s})
 	}

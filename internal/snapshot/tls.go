@@ -68,6 +68,31 @@ func (c *compiler) negotiation(path string, t *config.TLS) TLS {
 	return out
 }
 
+// alpn compiles the versions of HTTP that a listener offers.
+func (c *compiler) alpn(path string, l *Listener, t *config.TLS) {
+	given := t != nil && len(t.ALPN) > 0
+	if l.Protocol != HTTPS {
+		if given {
+			c.problem(path, "remove alpn, or use protocol https", "alpn has no meaning on a listener of protocol %s", l.Protocol)
+		}
+		return
+	}
+	l.TLS.ALPN = []string{"h2", "http/1.1", "http/1.0"}
+	if !given {
+		return
+	}
+	l.TLS.ALPN = nil
+	for i, name := range t.ALPN {
+		if slices.Contains(l.TLS.ALPN, name) {
+			c.problem(config.Path(path, i), "remove one of them", "alpn names %s twice", name)
+			continue
+		}
+		if l.TLS.ALPN = append(l.TLS.ALPN, name); name == "http/1.1" {
+			l.TLS.ALPN = append(l.TLS.ALPN, "http/1.0") // what speaks 1.0 is served by 1.1
+		}
+	}
+}
+
 // cipher finds a TLS 1.2 suite by its IANA name among those that this program is willing to speak.
 func (c *compiler) cipher(path, name string) (uint16, bool) {
 	for _, s := range tls.CipherSuites() {

@@ -77,6 +77,46 @@ func LoadBundle(data []byte, compatALB bool) (list []*x509.Certificate, warnings
 	return list, warnings, nil
 }
 
+// LoadSystem reads the CA bundle of a machine. Certificates that could not stand in a trust store are counted and left
+// out: such a bundle is nobody's work here.
+func LoadSystem(data []byte) (list []*x509.Certificate, left int, err error) {
+	entries, err := certs.Entries(bundle, data, maxBundleBytes, false)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range entries {
+		c, err := x509.ParseCertificate(e.DER)
+		if err == nil {
+			err = checkAnchor(c)
+		}
+		if err != nil {
+			left++
+			continue
+		}
+		list = append(list, c)
+	}
+	if len(list) == 0 {
+		return nil, left, fmt.Errorf("expected CA certificates, found none that can be used among %d", left)
+	}
+	return list, left, nil
+}
+
+// LoadCertificates reads a file of certificates of any kind.
+func LoadCertificates(data []byte) (list []*x509.Certificate, err error) {
+	entries, err := certs.Entries("certificates", data, maxBundleBytes, false)
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range entries {
+		c, err := x509.ParseCertificate(e.DER)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d cannot be read: %w", i+1, bounded(err))
+		}
+		list = append(list, c)
+	}
+	return list, nil
+}
+
 // block is one PEM block.
 type block struct {
 	kind string

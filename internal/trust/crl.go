@@ -3,207 +3,123 @@ package trust
 import (
 	"bytes"
 	"cmp"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
-
-	"countersign/internal/reason"
 )
 
 const (
 	maxCRLBytes = 128 << 20
+	maxCRLs     = 1024               // lists in a file
 	clockSkew   = 5 * time.Minute    // how far in the future thisUpdate may lie
 	maxCRLAge   = 7 * 24 * time.Hour // how long a list without nextUpdate is good for
+	maxSigners  = 16                 // judgements kept of each kind
 )
 
-// CRL is a full certificate revocation list (RFC 5280 section 5) that was read but whose signature may not have been
-// checked yet. It is immutable and can be shared between stores; what it learned about its signers goes with it.
+// CRL is a certificate revocation list (RFC 5280 section 5), full or delta, that was read but whose signature may not
+// have been checked yet. It does not change and can be shared between stores; what it learned about its signers goes
+// with it. It keeps nothing of the bytes it was read from, but with an Ed25519 signature until the signer is found: a
+// million entries take about 25 MB.
 type CRL struct {
-	issuer                 string // DN, DER
-	issuerName             pkix.Name
-	keyID                  []byte // authorityKeyIdentifier; nil when absent
-	number                 *big.Int
+	issuer                 string    // DN, DER
+	name                   string    // issuer, for people
+	keyID                  []byte    // authorityKeyIdentifier; nil when absent
+	number                 *big.Int  // nil when absent
+	base                   *big.Int  // BaseCRLNumber; nil for a full list
 	thisUpdate, nextUpdate time.Time // nextUpdate is never zero
-	points                 []string  // the list covers only certificates that name one of these; nil: all
-	revoked                map[string]revocation
+	part                   part
+	entries                *entries
 	sum                    [sha256.Size]byte
 
-	tbs, signature []byte
-	algorithm      x509.SignatureAlgorithm
-	// signers holds the keys (hashes of SPKI) whose signature was found good. Only those: strangers can make any number
-	// of keys that are not, but none that is.
-	signers sync.Map
+	algorithm x509.SignatureAlgorithm
+	signature []byte
+	mu        sync.Mutex                  // is held while a signature is checked
+	message   []byte                      // what was signed: a digest, or all of it; nil once an Ed25519 key was found
+	judged    atomic.Pointer[[]judgement] // replaced, never changed
 }
 
-// revocation is what is kept of an entry, for the evidence.
-type revocation struct {
-	at   int64
-	code int8
+// judgement is what a signature check of a list found; err is nil for the signer.
+type judgement struct {
+	ca  *x509.Certificate
+	err error
 }
 
-// ParseCRL reads one list, as DER or as PEM with exactly one block. It refuses what it does not understand fully:
-// deltas, indirect lists, lists of one kind of certificate and unknown critical extensions (RFC 5280 section 5.2).
+// ParseCRL reads one list, as DER or as PEM with exactly one block. See ParseCRLs.
 func ParseCRL(data []byte) (*CRL, error) {
+	lists, err := parseCRLs(data, 1)
+	if err != nil {
+		return nil, err
+	}
+	return lists[0], nil
+}
+
+// ParseCRLs reads every list of a file: one in DER, or PEM blocks X509 CRL; all of them or none (threats C22). It
+// refuses what it does not understand fully: indirect lists, lists of some reasons or of attribute certificates, and
+// unknown critical extensions (RFC 5280 section 5.2).
+func ParseCRLs(data []byte) ([]*CRL, error) { return parseCRLs(data, maxCRLs) }
+
+func parseCRLs(data []byte, limit int) ([]*CRL, error) {
 	if len(data) > maxCRLBytes {
 		return nil, fmt.Errorf("revocation list: expected at most %d MiB, found %d bytes", maxCRLBytes>>20, len(data))
 	}
-	der := data
-	if !isDER(data) {
-		blocks, err := split(data, false)
-		switch {
-		case err != nil:
+	if isDER(data) {
+		l, err := readCRL(data)
+		if err != nil {
 			return nil, fmt.Errorf("revocation list: %w", err)
-		case len(blocks) == 0:
-			return nil, errors.New("revocation list: expected one PEM block X509 CRL or DER, found neither")
-		case len(blocks) > 1:
-			return nil, fmt.Errorf("revocation list: more than one PEM block, the second at line %d; give each list a file of its own", blocks[1].line)
-		case blocks[0].kind == "CERTIFICATE":
-			return nil, errors.New("revocation list: expected a PEM block X509 CRL, found CERTIFICATE; this file is a CA bundle")
-		case blocks[0].kind != "X509 CRL":
-			return nil, fmt.Errorf("revocation list: expected a PEM block X509 CRL, found %s", quote(blocks[0].kind))
 		}
-		der = blocks[0].der
+		return []*CRL{l}, nil
 	}
-	rl, err := x509.ParseRevocationList(der)
-	if err != nil {
-		if _, certErr := x509.ParseCertificate(der); certErr == nil {
-			return nil, errors.New("revocation list: expected a list, found a certificate; this file is a CA certificate")
+	blocks, err := split(data, false)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("revocation list: %w", err)
+	case len(blocks) == 0:
+		return nil, errors.New("revocation list: expected a PEM block X509 CRL or DER, found neither")
+	case len(blocks) > limit && limit == 1:
+		return nil, fmt.Errorf("revocation list: more than one PEM block, the second at line %d; give each list a file of its own", blocks[1].line)
+	case len(blocks) > limit:
+		return nil, fmt.Errorf("revocation list: expected at most %d PEM blocks, found %d", limit, len(blocks))
+	}
+	lists := make([]*CRL, len(blocks))
+	for i, b := range blocks {
+		at := fmt.Sprintf("revocation list: PEM block %d (line %d)", i+1, b.line)
+		switch b.kind {
+		case "X509 CRL":
+		case "CERTIFICATE":
+			return nil, errors.New(at + ": expected X509 CRL, found CERTIFICATE; this file is a CA bundle")
+		default:
+			return nil, fmt.Errorf("%s: expected X509 CRL, found %s", at, quote(b.kind))
 		}
-		return nil, fmt.Errorf("revocation list: %w", bounded(err))
-	}
-	l := &CRL{
-		issuer: string(rl.RawIssuer), issuerName: rl.Issuer, keyID: rl.AuthorityKeyId, number: rl.Number,
-		thisUpdate: rl.ThisUpdate, nextUpdate: rl.NextUpdate, revoked: make(map[string]revocation, len(rl.RevokedCertificateEntries)),
-		sum: sha256.Sum256(rl.Raw), tbs: rl.RawTBSRevocationList, signature: rl.Signature, algorithm: rl.SignatureAlgorithm,
-	}
-	if err := l.fill(rl, len(der)); err != nil {
-		return nil, fmt.Errorf("revocation list %s: %w", l, err)
-	}
-	return l, nil
-}
-
-func (l *CRL) fill(rl *x509.RevocationList, size int) error {
-	switch rl.SignatureAlgorithm {
-	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
-		return fmt.Errorf("expected a signature with SHA-256 or better, found %v", rl.SignatureAlgorithm)
-	case x509.UnknownSignatureAlgorithm, x509.DSAWithSHA256:
-		return errors.New("the signature algorithm is not supported")
-	}
-	if len(rl.Raw) != size {
-		return fmt.Errorf("%d bytes follow the list", size-len(rl.Raw))
-	}
-	if l.number != nil && (l.number.Sign() < 0 || l.number.BitLen() > 160) {
-		return errors.New("expected a CRL number of at most 20 octets (RFC 5280 section 5.2.3), found another")
-	}
-	if l.nextUpdate.IsZero() {
-		l.nextUpdate = l.thisUpdate.Add(maxCRLAge)
-	} else if l.nextUpdate.Before(l.thisUpdate) {
-		return fmt.Errorf("nextUpdate %s is before thisUpdate", stamp(l.nextUpdate))
-	}
-	for _, x := range rl.Extensions {
-		switch {
-		case x.Id.Equal(oidDelta):
-			return errors.New("it is a delta list, which is not supported by this version; use the full list")
-		case x.Id.Equal(oidIDP):
-			if err := l.scope(x.Value); err != nil {
-				return err
-			}
-		case x.Id.Equal(oidAKI), x.Id.Equal(oidNumber):
-		case x.Critical:
-			return fmt.Errorf("critical extension %s is not understood", escape(x.Id.String(), maxQuoted))
+		if lists[i], err = readCRL(b.der); err != nil {
+			return nil, fmt.Errorf("%s: %w", at, err)
 		}
+		blocks[i].der = nil // a large list is not kept while the next is read
 	}
-	for i := range rl.RevokedCertificateEntries {
-		e := &rl.RevokedCertificateEntries[i]
-		for _, x := range e.Extensions {
-			switch {
-			case x.Id.Equal(oidIssuer):
-				return fmt.Errorf("entry %d names another issuer; indirect lists are not supported by this version", i+1)
-			case x.Id.Equal(oidReason), x.Id.Equal(oidInvalid):
-			case x.Critical:
-				return fmt.Errorf("entry %d: critical extension %s is not understood", i+1, escape(x.Id.String(), maxQuoted))
-			}
-		}
-		if e.ReasonCode == 8 {
-			return fmt.Errorf("entry %d: removeFromCRL stands in delta lists only", i+1)
-		}
-		// No certificate with a serial number of 0 or less is ever accepted; kept, -5 would stand for 5 (threats C11).
-		if e.SerialNumber.Sign() > 0 {
-			l.revoked[string(e.SerialNumber.Bytes())] = revocation{e.RevocationTime.Unix(), int8(min(e.ReasonCode, 127))}
-		}
-	}
-	return nil
-}
-
-// scope reads issuingDistributionPoint (RFC 5280 section 5.2.5). A list of one distribution point says nothing about
-// certificates that do not name this point, so it must not count as a list for those.
-func (l *CRL) scope(value []byte) error {
-	const unsupported = ", which is not supported by this version; use a list of all certificates of the CA"
-	malformed := errors.New("malformed issuingDistributionPoint")
-	in := cryptobyte.String(value)
-	if !in.ReadASN1(&in, cbasn1.SEQUENCE) {
-		return malformed
-	}
-	for !in.Empty() {
-		var body cryptobyte.String
-		var tag cbasn1.Tag
-		if !in.ReadAnyASN1(&body, &tag) {
-			return malformed
-		}
-		if tag != cbasn1.Tag(0).ContextSpecific().Constructed() {
-			flag, known := map[cbasn1.Tag]string{
-				cbasn1.Tag(1).ContextSpecific():               "onlyContainsUserCerts",
-				cbasn1.Tag(2).ContextSpecific():               "onlyContainsCACerts",
-				cbasn1.Tag(3).ContextSpecific():               "onlySomeReasons",
-				cbasn1.Tag(3).ContextSpecific().Constructed(): "onlySomeReasons",
-				cbasn1.Tag(4).ContextSpecific():               "indirectCRL",
-				cbasn1.Tag(5).ContextSpecific():               "onlyContainsAttributeCerts",
-			}[tag]
-			if !known {
-				return malformed
-			}
-			if len(body) == 1 && body[0] == 0 && flag != "onlySomeReasons" {
-				continue // FALSE written out: not DER, but clear
-			}
-			return errors.New("its issuingDistributionPoint says " + flag + unsupported)
-		}
-		var full cryptobyte.String
-		if !body.ReadASN1(&full, cbasn1.Tag(0).ContextSpecific().Constructed()) {
-			return errors.New("its issuingDistributionPoint has a relative name" + unsupported)
-		}
-		for !full.Empty() {
-			var general cryptobyte.String
-			if !full.ReadAnyASN1(&general, &tag) {
-				return malformed
-			}
-			if tag == cbasn1.Tag(6).ContextSpecific() {
-				l.points = append(l.points, string(general))
-			}
-		}
-		if l.points == nil {
-			return errors.New("its issuingDistributionPoint has no URI" + unsupported)
-		}
-	}
-	slices.Sort(l.points)
-	return nil
+	return lists, nil
 }
 
 // String names the list for people.
 func (l *CRL) String() string {
+	kind := ""
+	if l.base != nil {
+		kind = fmt.Sprintf("delta on %v, ", l.base)
+	}
 	number := "without number"
-	if l.number != nil && l.number.BitLen() <= 160 {
+	if l.number != nil {
 		number = "number " + l.number.String()
 	}
-	return fmt.Sprintf("%s of %s, thisUpdate %s", number, name(l.issuerName), stamp(l.thisUpdate))
+	return fmt.Sprintf("%s%s of %s, thisUpdate %s", kind, number, l.name, stamp(l.thisUpdate))
 }
 
 // ThisUpdate is when the list was made.
@@ -212,12 +128,30 @@ func (l *CRL) ThisUpdate() time.Time { return l.thisUpdate }
 // NextUpdate is when the next list is due; for a list that does not say, seven days after it was made.
 func (l *CRL) NextUpdate() time.Time { return l.nextUpdate }
 
-// Len is the number of revoked certificates.
-func (l *CRL) Len() int { return len(l.revoked) }
+// Len is the number of serial numbers on the list.
+func (l *CRL) Len() int { return l.entries.n }
 
-// compare orders lists of one issuer by age: by number, then by date (threats C05). One without a number counts as older
-// than any with one, since issuers that number their lists must not stop (RFC 5280 section 5.2.3).
-func (l *CRL) compare(other *CRL) int {
+// Issuer is the issuer's name in DER.
+func (l *CRL) Issuer() string { return l.issuer }
+
+// Sum is the SHA-256 of the list in DER.
+func (l *CRL) Sum() [sha256.Size]byte { return l.sum }
+
+// Delta reports whether the list only says what changed since another (RFC 5280 section 5.2.4).
+func (l *CRL) Delta() bool { return l.base != nil }
+
+// Scope names, in hexadecimal, what the list is about: two lists with the same Scope are of the same issuer, key
+// identifier and issuingDistributionPoint, both are full or both are deltas, and the newer replaces the older.
+func (l *CRL) Scope() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q %t", l.issuer, l.keyID, l.part.key(), l.Delta())
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Compare orders lists of one Scope by age: by number, then by date (threats C05); it is negative when l is older. A list
+// without a number counts as older than any with one, since issuers that number their lists must not stop (RFC 5280
+// section 5.2.3).
+func (l *CRL) Compare(other *CRL) int {
 	return cmp.Or(l.order().Cmp(other.order()), l.thisUpdate.Compare(other.thisUpdate), bytes.Compare(l.sum[:], other.sum[:]))
 }
 
@@ -228,19 +162,28 @@ func (l *CRL) order() *big.Int {
 	return l.number
 }
 
-// covers reports whether the list would name c if c was revoked.
-func (l *CRL) covers(c *x509.Certificate) bool {
-	return l.points == nil || slices.ContainsFunc(c.CRLDistributionPoints, func(url string) bool { return slices.Contains(l.points, url) })
+// appliesTo reports whether the delta l may be put on the full list base of the same issuer name and scope (RFC 5280
+// sections 5.2.4 and 6.3.3 (c)). That both have the same signer is the caller's to see to.
+func (l *CRL) appliesTo(base *CRL) bool {
+	return base.number != nil && base.number.Cmp(l.base) >= 0 && base.number.Cmp(l.number) < 0 && bytes.Equal(l.keyID, base.keyID)
 }
 
-// otherKey reports that the list says it is of another key than ca's. Without key identifiers nothing is said.
-func (l *CRL) otherKey(ca *x509.Certificate) bool {
-	return len(l.keyID) > 0 && len(ca.SubjectKeyId) > 0 && !bytes.Equal(l.keyID, ca.SubjectKeyId)
+// Signer is a CA certificate that SignedBy accepted; nil before there was one. Of a list that was signed once, every
+// further one has the same key, or another that was made to fit by whoever controls a CA of the same name.
+func (l *CRL) Signer() *x509.Certificate {
+	if known := l.judged.Load(); known != nil {
+		for _, j := range *known {
+			if j.err == nil {
+				return j.ca
+			}
+		}
+	}
+	return nil
 }
 
-// signedBy checks that ca made the list: name, key identifier, the right to sign lists, and the signature (RFC 5280
+// SignedBy checks that ca made the list: name, key identifier, the right to sign lists, and the signature (RFC 5280
 // section 6.3.3 (f) and (g)). crypto/x509 checks neither name nor identifier (threats C03).
-func (l *CRL) signedBy(ca *x509.Certificate) error {
+func (l *CRL) SignedBy(ca *x509.Certificate) error {
 	switch {
 	case l.issuer != string(ca.RawSubject):
 		return errors.New("another CA's name")
@@ -249,15 +192,103 @@ func (l *CRL) signedBy(ca *x509.Certificate) error {
 	case hasKeyUsage(ca) && ca.KeyUsage&x509.KeyUsageCRLSign == 0:
 		return fmt.Errorf("CA %s may not sign lists: its keyUsage has no cRLSign", subject(ca))
 	}
-	key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
-	if _, good := l.signers.Load(key); good {
-		return nil
+	if err, known := l.known(ca); known {
+		return err
 	}
-	if err := ca.CheckSignature(l.algorithm, l.tbs, l.signature); err != nil {
-		return fmt.Errorf("CA %s did not sign it: %w", subject(ca), bounded(err))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err, known := l.known(ca); known {
+		return err
 	}
-	l.signers.Store(key, true)
+	err := l.verify(ca.PublicKey)
+	if err != nil {
+		err = fmt.Errorf("CA %s did not sign it: %w", subject(ca), bounded(err))
+	} else if l.hash() == 0 {
+		// All of a list is much to keep. Another key can not have made the same Ed25519 signature: it is part of what is
+		// hashed. With ECDSA and RSA a key can be made to fit, so there every key is judged by itself.
+		l.message = nil
+	}
+	l.remember(judgement{ca, err})
+	return err
+}
+
+// known is what was found about ca's key before.
+func (l *CRL) known(ca *x509.Certificate) (err error, known bool) {
+	if list := l.judged.Load(); list != nil {
+		for _, j := range *list {
+			if bytes.Equal(j.ca.RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo) {
+				return j.err, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// remember needs mu. Signers have places of their own, so that keys that are none can not take them.
+func (l *CRL) remember(j judgement) {
+	var list []judgement
+	if old := l.judged.Load(); old != nil {
+		list = slices.Clip(*old)
+	}
+	same := 0
+	for _, k := range list {
+		if (k.err == nil) == (j.err == nil) {
+			same++
+		}
+	}
+	if same < maxSigners {
+		list = append(list, j)
+		l.judged.Store(&list)
+	}
+}
+
+// verify checks the signature over what was kept of the list. It needs mu.
+func (l *CRL) verify(key crypto.PublicKey) error {
+	good, fits := false, false
+	switch key := key.(type) {
+	case *rsa.PublicKey:
+		switch l.algorithm {
+		case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
+			good, fits = rsa.VerifyPKCS1v15(key, l.hash(), l.message, l.signature) == nil, true
+		case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+			salted := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
+			good, fits = rsa.VerifyPSS(key, l.hash(), l.message, l.signature, salted) == nil, true
+		}
+	case *ecdsa.PublicKey:
+		switch l.algorithm {
+		case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
+			good, fits = ecdsa.VerifyASN1(key, l.message, l.signature), true
+		}
+	case ed25519.PublicKey:
+		if l.algorithm == x509.PureEd25519 {
+			good, fits = l.message != nil && ed25519.Verify(key, l.message, l.signature), true
+		}
+	}
+	switch {
+	case !fits:
+		return fmt.Errorf("the signature is %v, which is for keys of another kind", l.algorithm)
+	case !good:
+		return errors.New("the signature is wrong")
+	}
 	return nil
+}
+
+// hash is what the message went through before it was signed; 0 is nothing.
+func (l *CRL) hash() crypto.Hash {
+	switch l.algorithm {
+	case x509.SHA256WithRSA, x509.SHA256WithRSAPSS, x509.ECDSAWithSHA256:
+		return crypto.SHA256
+	case x509.SHA384WithRSA, x509.SHA384WithRSAPSS, x509.ECDSAWithSHA384:
+		return crypto.SHA384
+	case x509.SHA512WithRSA, x509.SHA512WithRSAPSS, x509.ECDSAWithSHA512:
+		return crypto.SHA512
+	}
+	return 0
+}
+
+// otherKey reports that the list says it is of another key than ca's. Without key identifiers nothing is said.
+func (l *CRL) otherKey(ca *x509.Certificate) bool {
+	return len(l.keyID) > 0 && len(ca.SubjectKeyId) > 0 && !bytes.Equal(l.keyID, ca.SubjectKeyId)
 }
 
 // signerAmong looks for the signer among anchors of the list's issuer name. Not to be found is an error only where one
@@ -265,7 +296,7 @@ func (l *CRL) signedBy(ca *x509.Certificate) error {
 func (l *CRL) signerAmong(anchors []*x509.Certificate) (bool, error) {
 	var fail error
 	for _, a := range anchors {
-		err := l.signedBy(a)
+		err := l.SignedBy(a)
 		if err == nil {
 			return true, nil
 		}
@@ -274,101 +305,4 @@ func (l *CRL) signerAmong(anchors []*x509.Certificate) (bool, error) {
 		}
 	}
 	return false, fail
-}
-
-// revocation asks the lists about every certificate but the anchor. Revoked is told before stale or missing: that will
-// not change with a new list.
-func (s *Store) revocation(chain []*x509.Certificate, now time.Time) (*fault, int) {
-	var worst *fault
-	depth := 0
-	for d := len(chain) - 2; d >= 0; d-- {
-		required := s.opts.Missing == MissingChain || s.opts.Missing == MissingLeaf && d == 0
-		if f := s.listed(chain[d], chain[d+1], required, d == 0, now); f != nil && (worst == nil || weight(f.rule) > weight(worst.rule)) {
-			worst, depth = f, d
-		}
-	}
-	return worst, depth
-}
-
-// listed judges c by the lists that its issuer ca signed. The issuer is this very key under this very name: not another
-// CA of the same name, nor another name of the same key (threats C02, B19).
-func (s *Store) listed(c, ca *x509.Certificate, required, leaf bool, now time.Time) *fault {
-	serial := c.SerialNumber.Bytes()
-	var stale, early *fault
-	var seen [][]string // scopes whose newest list was met
-	for _, l := range s.lists[string(ca.RawSubject)] {
-		if !l.covers(c) || l.signedBy(ca) != nil {
-			continue
-		}
-		if slices.ContainsFunc(seen, func(points []string) bool { return slices.Equal(points, l.points) }) {
-			continue // a newer list of this scope counts; it may have released a hold (threats C08)
-		}
-		if l.thisUpdate.After(now.Add(clockSkew)) && s.opts.Stale != StaleIgnore {
-			early = &fault{rule: reason.CRLStale, expected: "a list that is in force at " + stamp(now), found: "list " + l.String()}
-			continue
-		}
-		seen = append(seen, l.points)
-		if r, revoked := l.revoked[string(serial)]; revoked {
-			f := &fault{rule: reason.ClientIssuerRevoked, expected: "a serial number that is not on " + l.String(),
-				found: fmt.Sprintf("%s, revoked %s (%s)", subject(c), stamp(time.Unix(r.at, 0)), code(r.code))}
-			if leaf {
-				f.rule = reason.ClientCertRevoked
-			}
-			return f
-		}
-		due := l.nextUpdate
-		if s.opts.Stale == StaleGrace {
-			due = due.Add(s.opts.Grace)
-		}
-		if now.After(due) && s.opts.Stale != StaleIgnore {
-			stale = &fault{rule: reason.CRLStale, expected: "a list that is in force at " + stamp(now),
-				found: fmt.Sprintf("list %s, nextUpdate %s", l, stamp(l.nextUpdate))}
-		}
-	}
-	switch {
-	case stale != nil:
-		return stale
-	case len(seen) > 0:
-		return nil
-	case early != nil:
-		return early
-	case required:
-		return &fault{rule: reason.CRLMissing, expected: "a revocation list signed by CA " + subject(ca), found: "none for " + subject(c)}
-	}
-	return nil
-}
-
-// code names a CRLReason (RFC 5280 section 5.3.1). certificateHold is a revocation like any other (threats C08).
-func code(c int8) string {
-	names := []string{"unspecified", "keyCompromise", "cACompromise", "affiliationChanged", "superseded", "cessationOfOperation",
-		"certificateHold", "", "", "privilegeWithdrawn", "aACompromise"}
-	if c < 0 || int(c) >= len(names) || names[c] == "" {
-		return fmt.Sprintf("reason %d", c)
-	}
-	return names[c]
-}
-
-// GoodUntil is when the acceptance of chain, which Verify returned, has to be looked at again: when the next of its
-// certificates expires or the next of the lists that were asked goes stale. Zero means never.
-func (s *Store) GoodUntil(chain []*x509.Certificate, now time.Time) (until time.Time) {
-	sooner := func(t time.Time) {
-		if t.After(now) && (until.IsZero() || t.Before(until)) {
-			until = t
-		}
-	}
-	for i, c := range chain {
-		sooner(c.NotAfter)
-		if !s.opts.CheckRevocation || s.opts.Stale == StaleIgnore || i+1 == len(chain) {
-			continue
-		}
-		for _, l := range s.lists[string(chain[i+1].RawSubject)] {
-			if l.covers(c) && l.signedBy(chain[i+1]) == nil {
-				sooner(l.nextUpdate)
-				if s.opts.Stale == StaleGrace {
-					sooner(l.nextUpdate.Add(s.opts.Grace))
-				}
-			}
-		}
-	}
-	return until
 }

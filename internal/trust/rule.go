@@ -11,20 +11,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"countersign/internal/identity"
 	"countersign/internal/reason"
 )
 
-var (
-	oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
-	oidReason   = asn1.ObjectIdentifier{2, 5, 29, 21}
-	oidInvalid  = asn1.ObjectIdentifier{2, 5, 29, 24}
-	oidNumber   = asn1.ObjectIdentifier{2, 5, 29, 20}
-	oidDelta    = asn1.ObjectIdentifier{2, 5, 29, 27}
-	oidIDP      = asn1.ObjectIdentifier{2, 5, 29, 28}
-	oidIssuer   = asn1.ObjectIdentifier{2, 5, 29, 29}
-	oidAKI      = asn1.ObjectIdentifier{2, 5, 29, 35}
-)
+var oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
 
 // fault is one broken rule. The certificate it is about and its depth are known where it is put into a verdict.
 type fault struct {
@@ -127,26 +120,56 @@ func hasKeyUsage(c *x509.Certificate) bool {
 }
 
 // leaf are the rules for the certificate a peer identifies itself with, besides those of member.
-func (s *Store) leaf(c *x509.Certificate, use x509.ExtKeyUsage) *fault {
+func (s *Store) leaf(c *x509.Certificate, use x509.ExtKeyUsage, now time.Time) (purpose, *fault) {
+	for _, rule := range []func(*x509.Certificate) *fault{s.notAnchor, member, endEntity} {
+		if f := rule(c); f != nil {
+			return purpose{}, f
+		}
+	}
+	p, f := s.purpose(c, use, now)
+	if f == nil {
+		f = names(c)
+	}
+	if f == nil && s.opts.TrustDomain != "" && use == x509.ExtKeyUsageClientAuth {
+		f = svid(c, s.opts.TrustDomain)
+	}
+	return p, f
+}
+
+// notAnchor refuses the anchors themselves.
+func (s *Store) notAnchor(c *x509.Certificate) *fault {
 	for _, a := range s.bySubject[string(c.RawSubject)] {
 		// The key counts, not only the bytes: a renewed anchor is still an anchor (threats B03, B05).
 		if bytes.Equal(c.RawSubjectPublicKeyInfo, a.RawSubjectPublicKeyInfo) {
 			return &fault{rule: reason.ClientCertIsAnchor, expected: "a certificate issued by a CA of the trust store", found: "the CA itself, " + subject(c)}
 		}
 	}
-	if f := member(c); f != nil {
-		return f
-	}
+	return nil
+}
+
+// endEntity is what tells a client from a CA (RFC 5280 sections 4.2.1.3 and 4.2.1.9).
+func endEntity(c *x509.Certificate) *fault {
 	switch {
 	case c.IsCA:
 		return &fault{rule: reason.ClientCertIsCA, expected: "basicConstraints CA:FALSE", found: "CA:TRUE in " + subject(c)}
 	case hasKeyUsage(c) && c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return &fault{rule: reason.ClientCertKeyUsage, expected: "keyUsage digitalSignature", found: "a keyUsage without it in " + subject(c)}
 	}
-	if f := s.purpose(c, use); f != nil {
-		return f
+	return nil
+}
+
+// svid wants an X.509-SVID of a trust domain. A certificate with more than one URI name is none (threats B11).
+func svid(c *x509.Certificate, domain string) *fault {
+	expected := "one URI name, a SPIFFE ID of trust domain " + quote(domain)
+	switch id, err := identity.SPIFFE(c); {
+	case err != nil:
+		return &fault{rule: reason.ClientCertSPIFFE, expected: expected, found: bounded(err).Error() + " in " + subject(c)}
+	case id == "":
+		return &fault{rule: reason.ClientCertSPIFFE, expected: expected, found: "no SPIFFE ID in " + subject(c)}
+	case !strings.HasPrefix(id, "spiffe://"+domain+"/"):
+		return &fault{rule: reason.ClientCertSPIFFE, expected: expected, found: quote(id)}
 	}
-	return names(c)
+	return nil
 }
 
 var useNames = map[x509.ExtKeyUsage]string{
@@ -162,27 +185,101 @@ func purposes(c *x509.Certificate) string {
 			known = append(known, n)
 		}
 	}
+	for _, oid := range c.UnknownExtKeyUsage {
+		if len(known) < 8 {
+			known = append(known, escape(oid.String(), maxQuoted))
+		}
+	}
 	if len(known) == 0 {
 		return "purposes unknown here"
 	}
-	return strings.Join(known, ", ")
+	return escape(strings.Join(known, ", "), maxText)
 }
 
-// purpose judges the leaf's own extendedKeyUsage; crypto/x509 then checks that every issuer allows it too.
-func (s *Store) purpose(c *x509.Certificate, use x509.ExtKeyUsage) *fault {
+// purpose is what a leaf was accepted for, and what its issuers have to allow. use is what crypto/x509 is asked for; oids,
+// if there are any, are purposes that it does not know, of which every issuer has to allow the same one.
+type purpose struct {
+	use     x509.ExtKeyUsage
+	oids    []asn1.ObjectIdentifier
+	lenient Leniency
+}
+
+func (p purpose) String() string {
+	if len(p.oids) == 0 {
+		return useNames[p.use]
+	}
+	var all []string
+	for _, oid := range p.oids {
+		all = append(all, oid.String())
+	}
+	return escape(strings.Join(all, " or "), maxQuoted)
+}
+
+// allowed reports whether all issuers of a chain may issue for the purpose.
+func (p purpose) allowed(chain []*x509.Certificate) bool {
+	if len(p.oids) == 0 {
+		return !slices.ContainsFunc(chain[1:], func(c *x509.Certificate) bool { return !p.allowedBy(c) })
+	}
+	return slices.ContainsFunc(p.oids, func(oid asn1.ObjectIdentifier) bool {
+		one := purpose{use: p.use, oids: []asn1.ObjectIdentifier{oid}}
+		return !slices.ContainsFunc(chain[1:], func(c *x509.Certificate) bool { return !one.allowedBy(c) })
+	})
+}
+
+// allowedBy reports whether the issuer c may issue for the purpose: it names it, or any, or none at all.
+func (p purpose) allowedBy(c *x509.Certificate) bool {
+	switch {
+	case len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0, slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny):
+		return true
+	case len(p.oids) > 0:
+		return slices.ContainsFunc(p.oids, func(oid asn1.ObjectIdentifier) bool { return hasPurpose(c, oid) })
+	}
+	return slices.Contains(c.ExtKeyUsage, p.use)
+}
+
+// purpose judges the leaf's own extendedKeyUsage; its issuers are judged when there is a chain.
+func (s *Store) purpose(c *x509.Certificate, use x509.ExtKeyUsage, now time.Time) (purpose, *fault) {
+	mode, client := s.opts.EKU, use == x509.ExtKeyUsageClientAuth
+	absent := len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0
 	expected := "extendedKeyUsage " + useNames[use]
 	switch {
-	case slices.Contains(c.ExtKeyUsage, use):
-		return nil
-	case len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0:
-		if s.opts.EKU == EKUAllowAbsent {
-			return nil
+	case mode == EKUCustom && client:
+		var wanted []string
+		p := purpose{use: x509.ExtKeyUsageAny}
+		for _, oid := range s.opts.EKUOIDs {
+			if hasPurpose(c, oid) {
+				p.oids = append(p.oids, oid)
+			}
+			wanted = append(wanted, oid.String())
 		}
-		return &fault{rule: reason.ClientCertEKUMissing, expected: expected, found: "no extendedKeyUsage in " + subject(c)}
-	case s.opts.EKU == EKUAllowAbsent && slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny):
-		return nil
+		if p.oids != nil {
+			return p, nil
+		}
+		expected = "extendedKeyUsage " + escape(strings.Join(wanted, " or "), maxQuoted)
+	case slices.Contains(c.ExtKeyUsage, use):
+		return purpose{use: use}, nil
+	case mode == EKUAllowAbsent && absent:
+		return purpose{use: use, lenient: LenientAbsent}, nil
+	case mode == EKUAllowAbsent && slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny):
+		return purpose{use: use, lenient: LenientAny}, nil
+	case mode == EKUAllowServerAuth && client && slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth):
+		if now.Before(s.opts.EKUUntil) {
+			return purpose{use: x509.ExtKeyUsageServerAuth, lenient: LenientServerAuth}, nil
+		}
+		expected += ", without which serverAuth was accepted until " + stamp(s.opts.EKUUntil)
 	}
-	return &fault{rule: reason.ClientCertEKU, expected: expected, found: purposes(c) + " in " + subject(c)}
+	if absent {
+		return purpose{}, &fault{rule: reason.ClientCertEKUMissing, expected: expected, found: "no extendedKeyUsage in " + subject(c)}
+	}
+	return purpose{}, &fault{rule: reason.ClientCertEKU, expected: expected, found: purposes(c) + " in " + subject(c)}
+}
+
+// hasPurpose reports whether c names the purpose oid. crypto/x509 keeps those it knows as numbers.
+func hasPurpose(c *x509.Certificate, oid asn1.ObjectIdentifier) bool {
+	if slices.ContainsFunc(c.UnknownExtKeyUsage, oid.Equal) {
+		return true
+	}
+	return slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u.OID().EqualASN1OID(oid) })
 }
 
 // names refuses alternative names that cannot be what they say (RFC 5280 section 4.2.1.6), because the next reader may

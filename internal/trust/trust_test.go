@@ -253,7 +253,7 @@ func TestRefuseChain(t *testing.T) {
 		}
 		start := time.Now()
 		refused(t, s.Verify(certs, time.Now()), reason.ClientCertUntrusted, 2)
-		if d := time.Since(start); d > 250*time.Millisecond {
+		if d := time.Since(start); d > time.Second {
 			t.Errorf("took %v", d)
 		}
 	})
@@ -303,7 +303,7 @@ func TestRefuseChain(t *testing.T) {
 		}
 		start := time.Now()
 		refused(t, store(t, Options{MaxPresented: 10}, root).Verify(certs, time.Now()), reason.ClientCertUntrusted, 0)
-		if d := time.Since(start); d > 250*time.Millisecond {
+		if d := time.Since(start); d > time.Second {
 			t.Errorf("took %v", d)
 		}
 	})

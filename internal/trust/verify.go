@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,36 +35,68 @@ func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns 
 		return s.refuse(f, nil, 0)
 	}
 	leaf := presented[0]
-	tried := presented[:1:1]
-	if f := s.leaf(leaf, use); f != nil {
-		return s.refuse(f, tried, 0)
+	built, v := s.believe(presented, use, dns, now)
+	if built == nil {
+		return v
+	}
+	if f := s.leafDates(leaf, now); f != nil {
+		return s.refuse(f, built.chains[0], 0)
+	}
+	// One acceptable path is enough (threats B17). Of several refusals the weightiest is told.
+	var best Verdict
+	var tried []Tried
+	for _, chain := range built.chains {
+		f, depth, ask := s.path(chain, now)
+		if f == nil {
+			v.Accepted, v.Chain, v.Store, v.Version, v.When, v.Lenient, v.Ask = true, chain, s.name, s.version, now, built.lenient, ask
+			return v
+		}
+		if best.Reason == reason.Unset || weight(f.rule) > weight(best.Rule) {
+			best = s.refuse(f, chain, depth)
+			best.Ask = ask
+		}
+		tried = add(tried, chain, f, depth, true)
+	}
+	best.Tried = tried
+	return best
+}
+
+// believe returns every chain from the leaf to an anchor, remembered or built. If there is none, the verdict says why;
+// otherwise it holds what Remember needs.
+func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, now time.Time) (*believed, Verdict) {
+	var v Verdict
+	keep := s.opts.Chains != nil && use == x509.ExtKeyUsageClientAuth
+	if keep {
+		v.key = s.key(presented)
+		if b := s.opts.Chains.find(v.key, now); b != nil {
+			return b, v
+		}
+	}
+	leaf, tried := presented[0], presented[:1:1]
+	p, f := s.leaf(leaf, use, now)
+	if f != nil {
+		return nil, s.refuse(f, tried, 0)
 	}
 	if use == x509.ExtKeyUsageServerAuth {
 		// An empty name would make crypto/x509 skip the comparison. Its error holds every name of the certificate.
 		if dns == "" || leaf.VerifyHostname(dns) != nil {
-			return s.refuse(&fault{rule: reason.UpstreamCertRefused, expected: "a certificate for " + quote(dns),
+			return nil, s.refuse(&fault{rule: reason.UpstreamCertRefused, expected: "a certificate for " + quote(dns),
 				found: hostNames(leaf)}, tried, 0)
 		}
 	}
-	chains, v := s.chains(leaf, presented[1:], use, now)
+	chains, refused := s.chains(leaf, presented[1:], p, now)
 	if chains == nil {
-		return v
+		return nil, refused
 	}
-	if f := s.leafDates(leaf, now); f != nil {
-		return s.refuse(f, chains[0], 0)
-	}
-	// One acceptable path is enough (threats B17). Of several refusals the weightiest is told.
-	var best Verdict
-	for _, chain := range chains {
-		f, depth := s.path(chain, now)
-		if f == nil {
-			return Verdict{Accepted: true, Chain: chain, Store: s.name, Version: s.version}
+	b := &believed{chains: chains, lenient: p.lenient}
+	b.from, b.until = s.lifetime(chains, p.lenient, now)
+	if keep && !spare(presented, chains) {
+		for _, c := range presented {
+			b.size += 4 * len(c.Raw)
 		}
-		if best.Reason == reason.Unset || weight(f.rule) > weight(best.Rule) {
-			best = s.refuse(f, chain, depth)
-		}
+		v.built = b
 	}
-	return best
+	return b, v
 }
 
 func (s *Store) refuse(f *fault, chain []*x509.Certificate, depth int) Verdict {
@@ -103,7 +136,7 @@ func (s *Store) admit(presented []*x509.Certificate, now time.Time) *fault {
 //
 // The leaf's dates are left out, for two reasons: an expired certificate of a stranger is first of all a stranger's,
 // and an expired leaf that is allowed must excuse nothing but itself.
-func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, use x509.ExtKeyUsage, now time.Time) ([][]*x509.Certificate, Verdict) {
+func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p purpose, now time.Time) ([][]*x509.Certificate, Verdict) {
 	inter := x509.NewCertPool()
 	for _, c := range others {
 		// What cannot stand in a chain must not cost a signature check. explain meets it again.
@@ -114,10 +147,14 @@ func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, use x
 	undated := *leaf
 	undated.NotBefore, undated.NotAfter = now, now
 	chains, err := undated.Verify(x509.VerifyOptions{
-		Roots: s.pool, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{use},
+		Roots: s.pool, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{p.use},
 	})
+	if len(p.oids) > 0 {
+		// crypto/x509 nests the purposes that it knows, and was asked for any.
+		chains = slices.DeleteFunc(chains, func(chain []*x509.Certificate) bool { return !p.allowed(chain) })
+	}
 	if err != nil || len(chains) == 0 {
-		return nil, s.explain(leaf, others, use, now, err)
+		return nil, s.explain(leaf, others, p, now, err)
 	}
 	for _, chain := range chains {
 		chain[0] = leaf
@@ -145,21 +182,37 @@ func expired(rule reason.Reason, c *x509.Certificate, now time.Time) *fault {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// path judges a chain that crypto/x509 built. Its intermediates have passed member and issues before.
-func (s *Store) path(chain []*x509.Certificate, now time.Time) (*fault, int) {
+// path judges a chain that crypto/x509 built. Its intermediates have passed member and issues before. What it asks is all
+// that can change from one moment to the next.
+func (s *Store) path(chain []*x509.Certificate, now time.Time) (f *fault, depth int, ask []*Query) {
 	if depth := len(chain) - 1; depth > s.opts.MaxDepth {
 		return &fault{rule: reason.ClientCertDepth, expected: fmt.Sprintf("at most %d certificates below the anchor", s.opts.MaxDepth),
-			found: fmt.Sprint(depth)}, s.opts.MaxDepth
+			found: fmt.Sprint(depth)}, s.opts.MaxDepth, nil
 	}
+	// Revoked from any source wins (threats C20), so every source is asked.
+	worse := func(g *fault, d int) {
+		if g != nil && (f == nil || weight(g.rule) > weight(f.rule)) {
+			f, depth = g, d
+		}
+	}
+	worse(s.opts.Deny.judge(chain))
 	if s.opts.CheckRevocation {
-		return s.revocation(chain, now)
+		worse(s.revocation(chain, now))
 	}
-	return nil, 0
+	for d := 0; d+1 < len(chain) && s.opts.OCSP.Mode != OCSPOff && (d == 0 || s.opts.OCSP.Chain); d++ {
+		g, q := s.opts.OCSP.judge(chain[d], chain[d+1], d == 0, now)
+		worse(g, d)
+		if q != nil {
+			ask = append(ask, q)
+		}
+	}
+	return f, depth, ask
 }
 
 // weight orders refusals of several paths: what no other path could have cured comes first.
 func weight(r reason.Reason) int {
-	return slices.Index([]reason.Reason{reason.ClientCertDepth, reason.CRLMissing, reason.CRLStale, reason.ClientIssuerRevoked, reason.ClientCertRevoked}, r)
+	return slices.Index([]reason.Reason{reason.ClientCertDepth, reason.OCSPUnavailable, reason.OCSPUnknown, reason.CRLMissing, reason.CRLStale,
+		reason.ClientIssuerRevoked, reason.ClientCertRevoked, reason.ClientCertDenied}, r)
 }
 
 func hostNames(c *x509.Certificate) string {
@@ -175,19 +228,23 @@ func hostNames(c *x509.Certificate) string {
 
 // explain finds out which certificate of which attempted path broke which rule, which errors of crypto/x509 tell only
 // in part. It decides nothing: the refusal stands.
-func (s *Store) explain(leaf *x509.Certificate, others []*x509.Certificate, use x509.ExtKeyUsage, now time.Time, err error) Verdict {
-	e := explainer{store: s, others: others, use: use, now: now, signatures: 32}
+func (s *Store) explain(leaf *x509.Certificate, others []*x509.Certificate, p purpose, now time.Time, err error) Verdict {
+	e := explainer{store: s, others: others, purpose: p, now: now, signatures: 32}
 	e.walk([]*x509.Certificate{leaf}, nil, 0)
+	var v Verdict
 	switch {
 	case e.full && e.fault != nil:
-		return s.refuse(e.fault, e.chain, e.depth)
+		v = s.refuse(e.fault, e.chain, e.depth)
 	case e.full:
 		// The walk sees nothing wrong with this path, so it is one of the rules that only crypto/x509 checks.
-		return s.refuse(fromX509(err), e.chain, 0)
+		v = s.refuse(fromX509(err), e.chain, 0)
 	case e.fault != nil:
-		return s.refuse(e.fault, e.chain, e.depth)
+		v = s.refuse(e.fault, e.chain, e.depth)
+	default:
+		v = s.refuse(fromX509(err), []*x509.Certificate{leaf}, 0)
 	}
-	return s.refuse(fromX509(err), []*x509.Certificate{leaf}, 0)
+	v.Tried = e.tried
+	return v
 }
 
 // fromX509 maps what is left of crypto/x509's errors.
@@ -215,7 +272,7 @@ func fromX509(err error) *fault {
 type explainer struct {
 	store      *Store
 	others     []*x509.Certificate
-	use        x509.ExtKeyUsage
+	purpose    purpose
 	now        time.Time
 	signatures int // that may still be checked
 
@@ -224,9 +281,11 @@ type explainer struct {
 	fault *fault
 	depth int
 	full  bool // chain ends in an anchor
+	tried []Tried
 }
 
 func (e *explainer) take(chain []*x509.Certificate, f *fault, depth int, full bool) {
+	e.tried = add(e.tried, chain, f, depth, full)
 	if e.chain == nil || full && !e.full || full == e.full && len(chain) > len(e.chain) && !full {
 		e.chain, e.fault, e.depth, e.full = slices.Clone(chain), f, depth, full
 	}
@@ -266,9 +325,11 @@ func (e *explainer) walk(chain []*x509.Certificate, first *fault, depth int) {
 	for _, a := range e.store.bySubject[string(child.RawIssuer)] {
 		try(a, true)
 	}
-	for _, c := range e.others {
-		if bytes.Equal(c.RawSubject, child.RawIssuer) {
-			try(c, false)
+	for _, weak := range []bool{false, true} { // whose signature is not looked at only where there is no better one
+		for _, c := range e.others {
+			if bytes.Equal(c.RawSubject, child.RawIssuer) && (weakKey(c.PublicKey) != "") == weak && !(weak && found) {
+				try(c, false)
+			}
 		}
 	}
 	if !found {
@@ -287,8 +348,20 @@ func sameCA(a, b *x509.Certificate) bool {
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }
 
-// issuer says what is wrong with ca as the issuer of child, and at which depth.
+// issuer says what is wrong with ca as the issuer of child, and at which depth. The signature comes first: who did not sign
+// is not to blame for anything. A key that is not to be used (threats B21) is told without being used.
 func (e *explainer) issuer(child, ca *x509.Certificate, depth int, anchor bool) (*fault, int) {
+	if weakKey(ca.PublicKey) == "" {
+		if e.signatures--; e.signatures < 0 {
+			return &fault{rule: reason.ClientCertInvalid, expected: "a chain that can be found", found: "too many certificates of the same name"}, depth
+		}
+		// SHA-1 and MD5 have been told as member's fault; here it only matters which CA is meant.
+		var insecure x509.InsecureAlgorithmError
+		if err := ca.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature); err != nil && !errors.As(err, &insecure) {
+			return &fault{rule: reason.ClientCertUntrusted, found: fmt.Sprintf("%s, which CA %s did not sign, though it has the issuer's name",
+				subject(child), subject(ca))}, depth - 1
+		}
+	}
 	if !anchor {
 		if f := member(ca); f != nil {
 			return f, depth
@@ -296,15 +369,6 @@ func (e *explainer) issuer(child, ca *x509.Certificate, depth int, anchor bool) 
 		if err := issues(ca); err != nil {
 			return &fault{rule: reason.ClientCertConstraint, expected: "an issuer that is a CA", found: bounded(err).Error()}, depth
 		}
-	}
-	if e.signatures--; e.signatures < 0 {
-		return &fault{rule: reason.ClientCertInvalid, expected: "a chain that can be found", found: "too many certificates of the same name"}, depth
-	}
-	// SHA-1 and MD5 have been told as member's fault; here it only matters which CA is meant.
-	var insecure x509.InsecureAlgorithmError
-	if err := ca.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature); err != nil && !errors.As(err, &insecure) {
-		return &fault{rule: reason.ClientCertUntrusted, found: fmt.Sprintf("%s, which CA %s did not sign, though it has the issuer's name",
-			subject(child), subject(ca))}, depth - 1
 	}
 	switch {
 	case e.now.Before(ca.NotBefore):
@@ -318,12 +382,23 @@ func (e *explainer) issuer(child, ca *x509.Certificate, depth int, anchor bool) 
 	return nil, 0
 }
 
-// nesting finds the issuer whose extendedKeyUsage leaves out the purpose (threats B01).
+// nesting finds the issuer whose extendedKeyUsage leaves out the purpose (threats B01). Of several purposes every issuer has
+// to allow the same one; then it is the first, from the leaf upwards, that allows none of those which are left.
 func (e *explainer) nesting(chain []*x509.Certificate) (*fault, int) {
 	for d := len(chain) - 1; d > 0; d-- {
-		c := chain[d]
-		if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, e.use) && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
-			return &fault{rule: reason.ClientCertEKU, expected: "a CA that may issue for " + useNames[e.use], found: purposes(c) + " in CA " + subject(c)}, d
+		if c := chain[d]; !e.purpose.allowedBy(c) {
+			return &fault{rule: reason.ClientCertEKU, expected: "a CA that may issue for " + e.purpose.String(), found: purposes(c) + " in CA " + subject(c)}, d
+		}
+	}
+	left := e.purpose
+	for d := 1; d < len(chain) && len(e.purpose.oids) > 1; d++ {
+		before := left.String()
+		left.oids = slices.DeleteFunc(slices.Clone(left.oids), func(oid asn1.ObjectIdentifier) bool {
+			return !purpose{use: left.use, oids: []asn1.ObjectIdentifier{oid}}.allowedBy(chain[d])
+		})
+		if len(left.oids) == 0 {
+			return &fault{rule: reason.ClientCertEKU, expected: "a CA that may issue for " + before + ", as those below it",
+				found: purposes(chain[d]) + " in CA " + subject(chain[d])}, d
 		}
 	}
 	return nil, 0

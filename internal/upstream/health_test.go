@@ -5,11 +5,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"countersign/internal/testpki"
@@ -17,7 +21,7 @@ import (
 )
 
 func checked(s *Settings) *Settings {
-	s.Health = &Health{Path: "/healthz", Host: "api.internal", MinStatus: 200, MaxStatus: 399, Interval: 10 * time.Millisecond,
+	s.Health = &Health{Path: "/healthz", Host: "api.internal", Status: []StatusRange{{200, 399}}, Interval: 10 * time.Millisecond,
 		Timeout: time.Second, Healthy: 2, Unhealthy: 3}
 	return s
 }
@@ -80,7 +84,7 @@ func TestHealth(t *testing.T) {
 	}
 	c.Discard()
 	r.Apply(nil)() // the checks end before the log is read
-	if !strings.Contains(log.String(), "GET /healthz answers 503, expected 200 to 399") {
+	if !strings.Contains(log.String(), "GET /healthz answers 503, expected 200-399") {
 		t.Errorf("the log does not say why: %s", log.String())
 	}
 }
@@ -167,5 +171,122 @@ func TestLeastRequests(t *testing.T) {
 	}
 	if got := fmt.Sprint(r.Stats()[0].Busy, r.Stats()[1].Busy, r.Stats()[2].Busy); got != "3 3 3" {
 		t.Errorf("busy: %s", got)
+	}
+}
+
+// TestHealthHostile shows that a check ends whatever the target does with it, and says no.
+func TestHealthHostile(t *testing.T) {
+	endless := func(head, more string) func(net.Conn) {
+		return func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 4096))
+			_, err := io.WriteString(c, head)
+			for err == nil {
+				_, err = io.WriteString(c, more)
+			}
+		}
+	}
+	for name, f := range map[string]func(net.Conn){
+		"F18/endless header":    endless("HTTP/1.1 200 OK\r\n", "X: "+strings.Repeat("a", 1000)+"\r\n"),
+		"F18/endless field":     endless("HTTP/1.1 200 OK\r\nX: ", strings.Repeat("a", 1000)),
+		"F18/endless interim":   endless("", "HTTP/1.1 100 Continue\r\n\r\n"),
+		"F18/endless nothing":   endless("", "\r\n"),
+		"F18/no HTTP":           endless("", "220 mail.test ESMTP\r\n"),
+		"H15/closes at once":    func(net.Conn) {},
+		"H15/closes after half": answering("HTTP/1.1 200 OK\r\nContent-Le"),
+		"H24/says nothing":      func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
+		"H24/a byte each second": func(c net.Conn) {
+			for _, b := range []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") {
+				if _, err := c.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		},
+		"status not listed": answering("HTTP/1.1 301 Moved\r\nContent-Length: 0\r\n\r\n"),
+		"switches protocol": answering("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.listen(t, "a:1", f)
+				s := checked(named(w1))
+				s.Health.Interval, s.Health.Timeout, s.Health.Status = time.Second, 2*time.Second, []StatusRange{{200, 299}}
+				w.Apply([]*Settings{s})()
+				time.Sleep(12 * time.Second)
+				if st := w.Stats(); st[0].Healthy {
+					t.Error("the target counts as healthy")
+				}
+				w.Apply(nil)()
+				time.Sleep(time.Minute) // what the target still does ends
+			})
+		})
+	}
+	// What a body does is of no matter: it is not read.
+	t.Run("F18/endless body", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			ended := make(chan struct{}, 100)
+			w.listen(t, "a:1", func(c net.Conn) {
+				endless("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("a", 10000))(c)
+				ended <- struct{}{}
+			})
+			s := checked(named(w1))
+			s.Health.Interval = time.Second
+			w.Apply([]*Settings{s})()
+			time.Sleep(10 * time.Second)
+			if st := w.Stats(); !st[0].Healthy || len(ended) < 8 {
+				t.Errorf("%+v after %d checks", st[0], len(ended))
+			}
+		})
+	})
+}
+
+// TestHealthConnections shows that every check has a connection of its own, and how often they come.
+func TestHealthConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var mu sync.Mutex
+		var at []time.Time
+		w.listen(t, "a:1", func(c net.Conn) {
+			mu.Lock()
+			at = append(at, time.Now())
+			mu.Unlock()
+			answering(ok, ok)(c)
+		})
+		s := checked(named(w1))
+		s.Health.Interval = 10 * time.Second
+		w.Apply([]*Settings{s})()
+		time.Sleep(1000 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(at) < 98 || len(at) > 102 {
+			t.Errorf("%d connections for checks in 1000 s, expected one every 10 s", len(at))
+		}
+		same := true
+		for i := 2; i < len(at); i++ {
+			d := at[i].Sub(at[i-1])
+			if d < 9500*time.Millisecond || d > 10500*time.Millisecond {
+				t.Errorf("%s between two checks, expected 10 s give or take a twentieth", d)
+			}
+			same = same && d == at[1].Sub(at[0])
+		}
+		if same {
+			t.Error("no jitter")
+		}
+		if n := w.Stats()[0].Open + w.Stats()[0].Idle; n != 0 {
+			t.Errorf("A09/%d connections of checks are there for traffic", n)
+		}
+	})
+}
+
+func TestStatusRanges(t *testing.T) {
+	h := &Health{Status: []StatusRange{{200, 299}, {301, 301}}}
+	for status, want := range map[int]bool{199: false, 200: true, 299: true, 300: false, 301: true, 302: false, 0: false} {
+		if h.good(status) != want {
+			t.Errorf("%d is good: %v", status, !want)
+		}
+	}
+	if h.want() != "200-299,301" {
+		t.Error(h.want())
 	}
 }

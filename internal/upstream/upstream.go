@@ -7,15 +7,20 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"countersign/internal/certs"
 	"countersign/internal/h1"
+	"countersign/internal/h2"
+	"countersign/internal/origin"
 	"countersign/internal/reason"
 	"countersign/internal/socket"
 	"countersign/internal/trust"
@@ -25,34 +30,77 @@ import (
 type Settings struct {
 	// Name is the pool's name in the configuration.
 	Name string
-	// ID changes with everything that makes connections of different settings not interchangeable.
+	// ID changes with every setting: a pool whose ID is the same goes on as it is.
 	ID string
-	// Targets are host:port addresses.
-	Targets []string
-	// Bytes says that the targets are not spoken HTTP with.
-	Bytes bool
+	// Wire changes with what makes connections of different settings not interchangeable. A pool that replaces one with
+	// the same Wire takes over its targets with their connections, health and ejections. Empty takes over nothing.
+	Wire string
+	// Targets are the backends. At least one.
+	Targets []TargetSettings
+	// Bytes says that the targets are not spoken HTTP with, HTTP2 that it is HTTP/2.
+	Bytes, HTTP2 bool
 	// TLS is nil for plain targets.
 	TLS *TLS
-	// Connect, Response, Idle and Keepalive are the waits of config.UpstreamTimeouts.
-	Connect, Response, Idle, Keepalive time.Duration
+	// Connect, Response, Idle, Keepalive and Total are the waits of config.UpstreamTimeouts. A zero Total means no limit.
+	Connect, Response, Idle, Keepalive, Total time.Duration
 	// MaxConnections is the most connections to one target.
 	MaxConnections int
+	// MaxRequests is the most exchanges under way in the whole pool; 0 means no limit.
+	MaxRequests int
+	// MaxPending is how many acquisitions may wait while a limit is reached, each for QueueTimeout; 0 means none.
+	MaxPending   int
+	QueueTimeout time.Duration
+	// Retries say how often a request may be tried again. The zero value means never.
+	Retries Retries
 	// HeadBytes and Fields bound a response head.
 	HeadBytes, Fields int
 	// Balance chooses among the targets. The zero value is RoundRobin.
 	Balance Balance
+	// Key is what Choice.Hash is made of, for Maglev and RingHash.
+	Key Key
+	// Sticky keeps clients at their target; nil means not.
+	Sticky *Sticky
+	// SlowStart is the time in which a target that came back gets its share little by little; 0 means at once.
+	SlowStart time.Duration
+	// Failover is the share of healthy targets, in percent, down to which targets of one priority are used; 0 means while
+	// there is any.
+	Failover int
+	// Panic is the share of healthy targets, in percent, under which health is ignored; 0 means when there is none.
+	Panic int
 	// Health is how targets are checked; nil means not at all.
 	Health *Health
+	// Outlier is how targets are judged by what they answer; nil means not at all.
+	Outlier *Outlier
+	// DNS is how host names of targets become addresses.
+	DNS DNS
+	// Announce is the PROXY header that each connection begins with, which tells the target whose it is; nil for none.
+	Announce *origin.Announcement
 }
 
-// Balance is a way to choose the next target.
-type Balance uint8
+// TargetSettings are the facts of one target.
+type TargetSettings struct {
+	// Address is host:port; the host is an address or a name.
+	Address string
+	// Weight is the target's share among the others; 0 gets nothing new.
+	Weight int
+	// Priority is the group of the target; the lowest number is used first.
+	Priority int
+	// State is what the operator wants of the target.
+	State State
+}
 
-// The ways.
+// State is what the operator wants of a target.
+type State uint8
+
+// The states.
 const (
-	RoundRobin    Balance = iota // each in turn
-	LeastRequests                // the one with the fewest exchanges under way; in turn among equals
+	Active   State = iota
+	Draining       // gets nothing but the requests of clients that a sticky cookie keeps there
+	Disabled       // gets nothing
 )
+
+// String returns the state's name in the configuration.
+func (s State) String() string { return [...]string{"active", "draining", "disabled"}[s] }
 
 // TLS says how a target is verified and how we prove ourselves to it. There is no way to leave out the verification.
 type TLS struct {
@@ -67,26 +115,34 @@ type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 // Registry holds the pools by name. Pools outlive configurations: one whose settings did not change keeps its
 // connections. The zero value is not usable; see NewRegistry.
 type Registry struct {
-	dial  Dialer
-	log   *slog.Logger
-	mu    sync.Mutex // serialises Apply
-	pools atomic.Pointer[map[string]*Pool]
+	dial     Dialer
+	names    Resolver
+	log      *slog.Logger
+	panicked func()     // told of panics that were caught
+	mu       sync.Mutex // serialises Apply
+	pools    atomic.Pointer[map[string]*Pool]
+	wanted   map[string]bool // of the latest configuration
 }
 
-// NewRegistry makes an empty registry.
+// NewRegistry makes an empty registry. With a dialer of the caller's, names are the dialer's to resolve until SetResolver
+// is called.
 func NewRegistry(dial Dialer, log *slog.Logger) *Registry {
+	r := &Registry{dial: dial, log: log}
 	if dial == nil {
 		d := &net.Dialer{KeepAlive: 30 * time.Second}
 		d.SetMultipathTCP(false) // sandboxes that know TCP do not know MPTCP
-		dial = d.DialContext
+		r.dial, r.names = d.DialContext, overhearing{}
 	}
-	r := &Registry{dial: dial, log: log}
 	r.pools.Store(&map[string]*Pool{})
 	return r
 }
 
+// SetResolver makes names be resolved by n. Call it before Apply.
+func (r *Registry) SetResolver(n Resolver) { r.names = n }
+
 // Apply makes the pools of a new configuration available and returns a function that retires the ones it no longer
-// names; call it after the configuration was swapped, so that no request looks for a pool that is gone already.
+// names; call it a while after the configuration was swapped, so that no request that was decided before looks for a pool
+// that is gone already.
 func (r *Registry) Apply(settings []*Settings) (retire func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -104,18 +160,19 @@ func (r *Registry) Apply(settings []*Settings) (retire func()) {
 		} else if p != nil {
 			replaced = append(replaced, p)
 		}
-		next[s.Name] = newPool(s, r.dial, r.log)
+		next[s.Name] = r.newPool(s, old[s.Name])
 	}
 	r.pools.Store(&next)
+	r.wanted = wanted
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, p := range replaced {
 			p.retire()
 		}
-		kept := make(map[string]*Pool, len(wanted))
+		kept := make(map[string]*Pool, len(r.wanted))
 		for name, p := range *r.pools.Load() {
-			if wanted[name] {
+			if r.wanted[name] { // by the latest configuration, which may be another one by now
 				kept[name] = p
 				continue
 			}
@@ -124,6 +181,19 @@ func (r *Registry) Apply(settings []*Settings) (retire func()) {
 		r.pools.Store(&kept)
 	}
 }
+
+// OnPanic has f called for each panic that is caught behind a pool. Call it before Apply.
+func (r *Registry) OnPanic(f func()) { r.panicked = f }
+
+// View is the pools as they are now. A request that was decided under a configuration finds its pool in the view of that
+// one, however long it takes and whatever came after: a pool that was retired still makes connections, and keeps none.
+type View struct{ pools map[string]*Pool }
+
+// View returns the pools of the last Apply, and of those before that are not retired yet.
+func (r *Registry) View() View { return View{*r.pools.Load()} }
+
+// Pool finds a pool by name.
+func (v View) Pool(name string) *Pool { return v.pools[name] }
 
 // Pool finds a pool by name.
 func (r *Registry) Pool(name string) *Pool { return (*r.pools.Load())[name] }
@@ -135,60 +205,96 @@ func (r *Registry) Tidy(now time.Time) {
 	}
 }
 
-// Stats are the connections of one target.
-type Stats struct {
-	Upstream, Target string
-	Open, Idle, Busy int
-	Healthy          bool
-}
-
-// Stats lists every target's connections, for metrics.
-func (r *Registry) Stats() []Stats {
-	var out []Stats
-	for name, p := range *r.pools.Load() {
-		for _, t := range p.targets {
-			t.mu.Lock()
-			out = append(out, Stats{name, t.Address, t.open, len(t.idle), int(t.busy.Load()), !t.down.Load()})
-			t.mu.Unlock()
-		}
-	}
-	return out
-}
-
 // Pool is one upstream's targets and their idle connections.
 type Pool struct {
 	*Settings
-	dial    Dialer
-	log     *slog.Logger
-	targets []*Target
-	next    atomic.Uint32
+	dial     Dialer
+	names    Resolver
+	log      *slog.Logger
+	panicked func()
+
+	view atomic.Pointer[view] // what is chosen from
+	next atomic.Uint32        // turns
+
+	queue    *queue // nil without a limit that waits or counts
+	active   atomic.Int32
+	retrying atomic.Int32
+	counts   counts
+
+	mu      sync.Mutex // of what follows
+	members []*member
+	answers map[string][]netip.Addr // of the resolver, the last good ones
+	lost    map[string]bool         // names that cannot be resolved at present
+	changes atomic.Uint64           // asked for, and
+	built   uint64                  // in view
+	ramping bool                    // a weight in view changes with time
+	swept   time.Time               // when targets were last judged
+	stopped bool
+
+	before  atomic.Pointer[Pool] // that this one took over from, while somebody may wait there
 	retired atomic.Bool
-	stop    context.CancelFunc // of the health checks
+	stop    context.CancelFunc // of the health checks and the resolver
+	ctx     context.Context    // ended by stop
 	checks  sync.WaitGroup
 }
 
-// Target is one backend address.
+// member is a target as one pool is configured to use it.
+type member struct {
+	*Target
+	conf *TargetSettings
+	id   uint64             // in sticky cookies
+	stop context.CancelFunc // of its health check; nil for none
+}
+
+// Target is one backend address. It outlives the pool that made it when the next one takes it over.
 type Target struct {
 	Address string
 	busy    atomic.Int32 // exchanges under way
 	down    atomic.Bool  // its health check fails
-	mu      sync.Mutex
-	open    int     // connections open or being opened
-	idle    []*Conn // newest last
+	drained atomic.Bool  // no idle connections are kept
+	gone    atomic.Bool  // no pool has it any longer
+	unknown atomic.Bool  // its name has not been resolved yet
+	ejected atomic.Int64 // until when, in Unix nanoseconds; 0 means not
+	risen   atomic.Int64 // when its slow start began, in Unix nanoseconds; 0 means never
+	owner   atomic.Pointer[Pool]
+	addrs   atomic.Pointer[[]netip.AddrPort] // of a name; nil before the first answer
+	hash    uint64                           // of Address
+	kept    atomic.Uint64                    // its id in the owner's sticky cookies
+	faults  faults
+	latency latency
+
+	mu       sync.Mutex
+	open     int        // connections open or being opened
+	idle     []*Conn    // newest last
+	sessions []*session // of HTTP/2, whether in use or not
+	dial     *dial      // the next one, while it is being made
 }
 
-func newPool(s *Settings, dial Dialer, log *slog.Logger) *Pool {
-	p := &Pool{Settings: s, dial: dial, log: log}
-	for _, a := range s.Targets {
-		p.targets = append(p.targets, &Target{Address: a})
+func newTarget(address string) *Target {
+	return &Target{Address: address, hash: Hash([]byte(address))}
+}
+
+// newPool makes a pool that takes over from old, which may be nil, what stays the same.
+func (r *Registry) newPool(s *Settings, old *Pool) *Pool {
+	p := &Pool{Settings: s, dial: r.dial, names: r.names, log: r.log, panicked: r.panicked, answers: make(map[string][]netip.Addr), lost: make(map[string]bool)}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	if s.MaxRequests > 0 || s.MaxPending > 0 {
+		p.queue = new(queue)
 	}
-	var ctx context.Context
-	ctx, p.stop = context.WithCancel(context.Background())
-	if s.Health != nil {
-		for _, t := range p.targets {
-			p.checks.Go(func() { p.watch(ctx, t) })
-		}
+	if old != nil && (old.Wire != s.Wire || s.Wire == "") {
+		old = nil
 	}
+	if old != nil {
+		p.before.Store(old)
+		old.stop() // two pools' checks of one target would disagree
+		old.mu.Lock()
+		maps.Copy(p.answers, old.answers)
+		old.mu.Unlock()
+	}
+	p.mu.Lock()
+	p.settle(old)
+	p.mu.Unlock()
+	p.resolve()
 	return p
 }
 
@@ -198,8 +304,9 @@ type Conn struct {
 	net.Conn
 	// Wire is the connection beneath TLS; deadlines go there.
 	Wire *socket.Conn
-	// R reads responses.
+	// R reads responses; Stream takes its place in HTTP/2, where other exchanges use the same connection.
 	R      h1.Reader
+	Stream *h2.Stream
 	Target *Target
 	// Reused says that the connection has carried an exchange before.
 	Reused bool
@@ -215,67 +322,163 @@ type Conn struct {
 	idleSince time.Time
 }
 
-// Acquire takes an idle connection to the next target, or opens one. Targets that cannot be reached are passed over:
-// nothing has been sent to them yet. Those that fail their health check come last: when no other is left they are tried
-// all the same, because a check that fails everywhere says more about the check. The error is a *reason.Refusal.
-func (p *Pool) Acquire(ctx context.Context) (*Conn, error) { return p.acquire(ctx, true) }
+// Choice is what a request says about where it wants to go. The zero value leaves it to the pool.
+type Choice struct {
+	// Hash is the hash of what Settings.Key names; HasHash says that the request had it. Without it Maglev and RingHash
+	// choose at random.
+	Hash    uint64
+	HasHash bool
+	// Sticky is what Sticky.Read found in the client's cookie; 0 for nothing.
+	Sticky uint64
+	// Client is the hash of the client's certificate, for a pool that is sticky by it; 0 for none.
+	Client uint64
+	// Announce makes the header of Settings.Announce; nil for a connection of our own.
+	Announce func(*origin.Announcement) []byte
+	// Fresh asks for a connection that has carried nothing yet.
+	Fresh bool
+	// Tried are targets that earlier tries of the request ended at; they come last.
+	Tried []*Target
+}
+
+// Acquire is AcquireFor of a request that does not care.
+func (p *Pool) Acquire(ctx context.Context) (*Conn, error) { return p.AcquireFor(ctx, Choice{}) }
 
 // Fresh is Acquire of a connection that has carried nothing yet.
-func (p *Pool) Fresh(ctx context.Context) (*Conn, error) { return p.acquire(ctx, false) }
+func (p *Pool) Fresh(ctx context.Context) (*Conn, error) {
+	return p.AcquireFor(ctx, Choice{Fresh: true})
+}
 
-func (p *Pool) acquire(ctx context.Context, idle bool) (*Conn, error) {
-	first := p.first()
-	var refusal *reason.Refusal
-	for _, down := range [...]bool{false, true} {
-		for i := range p.targets {
-			t := p.targets[(first+i)%len(p.targets)]
-			if t.down.Load() != down {
-				continue
-			}
-			if idle {
-				if c := t.takeIdle(); c != nil {
-					t.busy.Add(1)
-					return c, nil
-				}
-			}
-			if !t.reserve(p.MaxConnections) {
-				continue
-			}
-			c, err := p.open(ctx, t)
-			if err == nil {
-				t.busy.Add(1)
-				return c, nil
-			}
-			t.forget()
-			refusal = err
-			if ctx.Err() != nil {
-				return nil, refusal
-			}
-		}
+// AcquireFor takes an idle connection to the target that suits ch, or opens one. Targets that cannot be reached are passed
+// over: nothing has been sent to them yet. Those that fail their health check come last: when no other is left they are
+// tried all the same, because a check that fails everywhere says more about the check. Where a limit is reached it waits
+// as the settings say. The error is a *reason.Refusal.
+func (p *Pool) AcquireFor(ctx context.Context, ch Choice) (*Conn, error) {
+	if p.queue != nil {
+		return p.queued(ctx, &ch)
 	}
-	if refusal == nil {
-		refusal = &reason.Refusal{Reason: reason.UpstreamBusy}
+	c, _, refusal := p.try(ctx, &ch)
+	if c != nil { // whatever was met on the way
+		return c, nil
 	}
 	return nil, refusal
 }
 
-// first is the index of the target to try first.
-func (p *Pool) first() int {
-	n := len(p.targets)
-	turn := int(p.next.Add(1) % uint32(n))
-	if p.Balance == RoundRobin {
-		return turn
+// patience is how many times timeouts.connect one acquisition spends on targets that cannot be reached.
+const patience = 2
+
+// try is one pass over the targets. full says that it failed because limits were reached, which may change.
+func (p *Pool) try(ctx context.Context, ch *Choice) (c *Conn, full bool, refusal *reason.Refusal) {
+	v := p.view.Load()
+	var began time.Time
+	// left reports whether nobody wants the connection any more.
+	left := func() bool {
+		if ctx.Err() == nil {
+			return false
+		}
+		if refusal == nil {
+			refusal = &reason.Refusal{Reason: reason.ClientAborted, Cause: ctx.Err()}
+		}
+		return true
 	}
-	best, least := turn, int32(-1)
-	for i := range n {
-		k := (turn + i) % n
-		if t := p.targets[k]; !t.down.Load() {
-			if b := t.busy.Load(); least < 0 || b < least {
-				best, least = k, b
+	// next tries one target, and reports whether that ends the search.
+	next := func(t *Target) bool {
+		if p.HTTP2 {
+			var none bool
+			var why *reason.Refusal
+			if c, none, why = p.share(ctx, t); c != nil {
+				return true
+			}
+			if full = full || none; why != nil {
+				refusal = why
+			}
+			// Whoever made the connection has reported it; a client that waited for it goes on to the next target.
+			return left()
+		}
+		if c = t.pooled(p, ch); c != nil {
+			return true
+		}
+		if !t.reserve(p.MaxConnections) {
+			full = true
+			return false
+		}
+		if began.IsZero() {
+			began = time.Now()
+		}
+		t.busy.Add(1) // before, so that the choices made meanwhile see it
+		if c, refusal = p.open(ctx, t, ch.Announce); c != nil {
+			return true
+		}
+		t.busy.Add(-1)
+		t.forget()
+		if left() {
+			return true
+		}
+		t.Report(Failed, time.Since(began))
+		return time.Since(began) >= patience*p.Connect
+	}
+	if ch.Sticky != 0 {
+		if m := v.stuck[ch.Sticky]; m != nil && !slices.Contains(ch.Tried, m.Target) && next(m.Target) {
+			return c, false, refusal
+		}
+	}
+	if n := len(v.picks); n > 0 {
+		first := p.pick(v, ch, 0)
+		for again := 1; again <= 3 && len(ch.Tried) > 0 && slices.Contains(ch.Tried, v.picks[first].Target); again++ {
+			first = p.pick(v, ch, again)
+		}
+		passes := 1
+		if len(ch.Tried) > 0 {
+			passes = 2
+		}
+		for pass := range passes {
+			for i := range n {
+				t := v.picks[(first+i)%n].Target
+				if passes == 2 && slices.Contains(ch.Tried, t) != (pass == 1) {
+					continue
+				}
+				if next(t) {
+					return c, false, refusal
+				}
+			}
+			// Before the same targets again: those that are well and come after them.
+			for _, m := range v.rest {
+				if passes == 2 && pass == 0 && !full && m.well() && !slices.Contains(ch.Tried, m.Target) && next(m.Target) {
+					return c, false, refusal
+				}
 			}
 		}
 	}
-	return best
+	// A limit says nothing about health: it does not send traffic to targets that are out.
+	if n := len(v.rest); n > 0 && !full {
+		first := int(p.next.Add(1) % uint32(n))
+		for i := range n {
+			if next(v.rest[(first+i)%n].Target) {
+				return c, false, refusal
+			}
+		}
+	}
+	switch {
+	case full && refusal == nil:
+		refusal = &reason.Refusal{Reason: reason.UpstreamBusy}
+	case refusal == nil:
+		refusal = &reason.Refusal{Reason: reason.UpstreamNoTarget}
+	default:
+		full = false
+	}
+	return nil, full, refusal
+}
+
+// pooled takes an idle connection, unless the choice is a fresh one.
+func (t *Target) pooled(p *Pool, ch *Choice) *Conn {
+	if ch.Fresh || p.Announce != nil { // one that has announced a client is that client's (D13)
+		return nil
+	}
+	c := t.takeIdle()
+	if c != nil {
+		c.pool = p
+		t.busy.Add(1)
+	}
+	return c
 }
 
 func (t *Target) takeIdle() *Conn {
@@ -313,12 +516,15 @@ func (t *Target) forget() {
 	t.mu.Lock()
 	t.open--
 	t.mu.Unlock()
+	if p := t.owner.Load(); p != nil {
+		p.wake()
+	}
 }
 
-func (p *Pool) open(ctx context.Context, t *Target) (*Conn, *reason.Refusal) {
+func (p *Pool) open(ctx context.Context, t *Target, announce func(*origin.Announcement) []byte) (*Conn, *reason.Refusal) {
 	ctx, cancel := context.WithTimeout(ctx, p.Connect)
 	defer cancel()
-	raw, err := p.dial(ctx, "tcp", t.Address)
+	raw, err := p.connect(ctx, t)
 	if err != nil {
 		why := reason.UpstreamConnectFailed
 		if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -328,6 +534,19 @@ func (p *Pool) open(ctx context.Context, t *Target) (*Conn, *reason.Refusal) {
 	}
 	c := &Conn{Wire: socket.New(raw, p.TLS != nil), Target: t, pool: p}
 	c.Conn = c.Wire
+	if a := p.Announce; a != nil {
+		c.Private = true
+		var head []byte
+		if announce != nil {
+			head = announce(a)
+		} else {
+			head = a.AppendOwn(nil)
+		}
+		if _, err := c.Wire.Write(head); err != nil { // it fits the send buffer of a new connection
+			raw.Close()
+			return nil, &reason.Refusal{Reason: reason.UpstreamConnectFailed, Cause: err}
+		}
+	}
 	if p.TLS != nil {
 		if refusal := c.handshake(ctx, p); refusal != nil {
 			raw.Close()
@@ -367,7 +586,7 @@ func (c *Conn) handshake(ctx context.Context, p *Pool) *reason.Refusal {
 		},
 	}
 	if !p.Bytes {
-		conf.NextProtos = []string{"http/1.1"}
+		conf.NextProtos = []string{p.protocol()}
 	}
 	tc := tls.Client(c.Wire, conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
@@ -380,6 +599,9 @@ func (c *Conn) handshake(ctx context.Context, p *Pool) *reason.Refusal {
 			return &reason.Refusal{Reason: reason.UpstreamClientCertNone, Found: why, Cause: err}
 		}
 		return &reason.Refusal{Reason: reason.UpstreamTLSFailed, Cause: err}
+	}
+	if p.HTTP2 && tc.ConnectionState().NegotiatedProtocol != "h2" {
+		return &reason.Refusal{Reason: reason.UpstreamNoHTTP2, Expected: "h2, chosen in TLS (ALPN)", Found: strconv.Quote(tc.ConnectionState().NegotiatedProtocol)}
 	}
 	c.tls, c.Conn = tc, tc
 	return nil
@@ -401,7 +623,11 @@ func (c *Conn) Blame(err error) reason.Reason {
 // Release gives the connection back for another exchange if clean says that request and response were complete and
 // nothing is left on the connection, not even inside TLS; otherwise it closes it.
 func (c *Conn) Release(clean bool, now time.Time) {
-	if !clean || c.dirty() {
+	if c.Stream != nil {
+		c.closeStream()
+		return
+	}
+	if !clean || c.pool.Announce != nil || c.dirty() { // what has announced a client is never another's
 		c.Discard()
 		return
 	}
@@ -409,91 +635,143 @@ func (c *Conn) Release(clean bool, now time.Time) {
 	c.idleSince = now
 	t := c.Target
 	t.mu.Lock()
-	if c.pool.retired.Load() { // retired since: nobody would tidy it
+	if t.gone.Load() || t.drained.Load() { // since: nobody would tidy it
 		t.mu.Unlock()
 		c.Discard()
 		return
 	}
 	c.idle = true
+	p := c.pool // from here on the connection may be somebody else's
 	t.idle = append(t.idle, c)
 	t.mu.Unlock()
+	t.over(p)
+}
+
+// over ends the exchange that the connection was acquired for.
+func (c *Conn) over() { c.Target.over(c.pool) }
+
+// over ends an exchange that p began.
+func (t *Target) over(p *Pool) {
 	t.busy.Add(-1)
+	if p.queue != nil {
+		p.leave()
+	}
+	if owner := t.owner.Load(); owner != p || p.before.Load() != nil {
+		owner.wake() // a slot of the target that several pools use
+	}
 }
 
 // Rest is Release of a connection that its owner keeps: it reports whether it can be used again, and closes it otherwise.
 // A resting connection does not count as busy.
 func (c *Conn) Rest(now time.Time) bool {
-	if c.dirty() {
+	if c.Stream != nil { // nothing of it is worth keeping
+		c.closeStream()
+		return false
+	}
+	if c.Target.drained.Load() || c.Target.crowded(c.pool) || c.dirty() {
 		c.Discard()
 		return false
 	}
 	c.R.Release()
 	c.idleSince, c.idle = now, true
-	c.Target.busy.Add(-1)
+	c.over()
 	return true
+}
+
+// crowded reports whether connections are too few to keep one that a single client may use: half of what is allowed is
+// open, or somebody waits.
+func (t *Target) crowded(p *Pool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return p.MaxConnections > 0 && t.open*2 > p.MaxConnections || p.queue != nil && p.queue.waiting()
 }
 
 // RestedFor reports whether the connection has been resting for d.
 func (c *Conn) RestedFor(d time.Duration, now time.Time) bool { return now.Sub(c.idleSince) >= d }
 
-// Wake makes a resting connection busy again, if it is one to pool p and nothing has come over it since.
-func (c *Conn) Wake(p *Pool) bool {
-	if c.pool != p || p.retired.Load() || c.Wire.Peek() != socket.Quiet && c.Wire.HasDescriptor() {
+// Wake is WakeFor of a request that does not care.
+func (c *Conn) Wake(p *Pool) bool { return c.WakeFor(p, Choice{}) }
+
+// WakeFor makes a resting connection busy again, if it is one to pool p and to a target that suits ch, nothing has come over
+// it since, and no limit is reached.
+func (c *Conn) WakeFor(p *Pool, ch Choice) bool {
+	t := c.Target
+	if t.owner.Load() != p || t.gone.Load() || ch.Fresh || slices.Contains(ch.Tried, t) || !p.suits(t, &ch) ||
+		c.Wire.Peek() != socket.Quiet && c.Wire.HasDescriptor() {
 		return false
 	}
-	c.Reused, c.idle = true, false
-	c.Target.busy.Add(1)
+	if p.queue != nil && (p.queue.waiting() || !p.enter()) {
+		return false
+	}
+	c.pool, c.Reused, c.idle = p, true, false
+	t.busy.Add(1)
 	return true
 }
 
-// dirty reports whether anything is left on the connection, even inside TLS, or whether its pool is no more.
+// dirty reports whether anything is left on the connection, even inside TLS, or whether its target is no more.
 func (c *Conn) dirty() bool {
-	return c.pool.retired.Load() || c.R.Buffered() > 0 || c.tls != nil && (c.Wire.Probe(c.read) || !c.Wire.Whole())
+	return c.Target.gone.Load() || c.R.Buffered() > 0 || c.tls != nil && (c.Wire.Probe(c.read) || !c.Wire.Whole())
 }
 
 // Discard closes the connection.
 func (c *Conn) Discard() {
+	if c.Stream != nil {
+		c.closeStream()
+		return
+	}
 	if !c.idle {
-		c.Target.busy.Add(-1)
+		c.over()
 	}
 	c.R.Release()
 	c.Target.forget()
 	c.Wire.Close() // not the TLS connection, whose close_notify could block
 }
 
-func (p *Pool) tidy(now time.Time) {
-	for _, t := range p.targets {
-		var old []*Conn
-		t.mu.Lock()
-		n := 0
-		for n < len(t.idle) && now.Sub(t.idle[n].idleSince) >= p.Keepalive {
-			n++
-		}
-		if n > 0 {
-			old = slices.Clone(t.idle[:n])
-			t.idle = slices.Delete(t.idle, 0, n)
-		}
-		t.mu.Unlock()
-		for _, c := range old {
-			c.Discard()
+// closeIdle closes the idle connections that are not used since before; zero means all.
+func (t *Target) closeIdle(before time.Time) {
+	var old []*Conn
+	t.mu.Lock()
+	n := 0
+	for n < len(t.idle) && (before.IsZero() || !t.idle[n].idleSince.After(before)) {
+		n++
+	}
+	if n > 0 {
+		old = slices.Clone(t.idle[:n])
+		t.idle = slices.Delete(t.idle, 0, n)
+	}
+	t.mu.Unlock()
+	for _, c := range old {
+		c.Discard()
+	}
+}
+
+// retire ends the pool's checks, and the targets that no other pool has taken over.
+func (p *Pool) retire() {
+	p.mu.Lock()
+	p.stopped = true
+	members := p.members
+	p.mu.Unlock()
+	p.stop()
+	p.checks.Wait()
+	p.retired.Store(true)
+	for _, m := range members {
+		if m.owner.Load() == p {
+			m.end()
 		}
 	}
 }
 
-func (p *Pool) retire() {
-	p.stop()
-	p.checks.Wait()
-	p.retired.Store(true)
-	for _, t := range p.targets {
-		t.mu.Lock()
-		old := t.idle
-		t.idle = nil
-		t.mu.Unlock()
-		for _, c := range old {
-			c.Discard()
-		}
-	}
+// end closes what is idle; what is busy is closed when it is given back.
+func (t *Target) end() {
+	t.mu.Lock()
+	t.gone.Store(true)
+	t.mu.Unlock()
+	t.closeIdle(time.Time{})
+	t.tidySessions(time.Time{}, 0)
 }
 
 // Secure reports whether the pool's targets are spoken to with TLS.
 func (p *Pool) Secure() bool { return p.TLS != nil }
+
+// Secure reports whether the connection is made with TLS.
+func (c *Conn) Secure() bool { return c.pool.Secure() }

@@ -58,11 +58,19 @@ func answering(answers ...string) func(net.Conn) {
 }
 
 func settings(name string, targets ...string) *Settings {
-	return &Settings{Name: name, ID: name, Targets: targets, Connect: 2 * time.Second, Response: time.Second, Idle: time.Second,
+	return &Settings{Name: name, ID: name, Targets: addresses(targets...), Connect: 2 * time.Second, Response: time.Second, Idle: time.Second,
 		Keepalive: time.Second, MaxConnections: 2, HeadBytes: 8 << 10, Fields: 50}
 }
 
-func registry(t *testing.T, s ...*Settings) (*Registry, *bytes.Buffer) {
+// addresses are targets of equal weight.
+func addresses(targets ...string) (out []TargetSettings) {
+	for _, a := range targets {
+		out = append(out, TargetSettings{Address: a, Weight: 1})
+	}
+	return out
+}
+
+func registry(t testing.TB, s ...*Settings) (*Registry, *bytes.Buffer) {
 	var log bytes.Buffer
 	r := NewRegistry(nil, slog.New(slog.NewTextHandler(&log, nil)))
 	r.Apply(s)()
@@ -216,7 +224,7 @@ func TestReuse(t *testing.T) {
 					}
 					s.TLS = &TLS{ServerName: "api.internal", Store: store}
 				}
-				s.Targets = []string{serve(t, f)}
+				s.Targets = addresses(serve(t, f))
 				r, _ := registry(t, s)
 				c, err := r.Pool("p").Acquire(context.Background())
 				if err != nil {
@@ -346,7 +354,7 @@ func TestRegistry(t *testing.T) {
 	}
 	retire()
 	inUse.Release(true, time.Now())
-	if n := len(b.targets[0].idle); n != 0 {
+	if n := len(b.members[0].idle); n != 0 {
 		t.Errorf("%d connections went back to a retired pool", n)
 	}
 

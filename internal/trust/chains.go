@@ -1,0 +1,176 @@
+package trust
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Chains remembers, for certificates that were presented and believed, every chain that leads to an anchor, so that the
+// next handshake with them checks no signature but the client's own. It holds nothing that revocation or expiry could
+// change: those are asked on every hit, chain by chain. Refusals are not kept.
+//
+// One Chains serves all stores: what a chain was built with (anchors and purposes) is part of its key, revocation lists
+// are not. Any number of goroutines may use it.
+type Chains struct {
+	shards [chainShards]struct {
+		mu         sync.Mutex
+		young, old map[chainKey]*believed
+		size       int // of young, in bytes
+		// hits and misses are what was looked for and found, and what was not.
+		hits, misses uint64
+	}
+	perShard int
+}
+
+// maxShardBytes bounds one generation of a shard by what its certificates and chains take, which is about four times
+// their DER; so all of it stays below 64 MiB.
+const maxShardBytes = (64 << 20) / (2 * chainShards)
+
+const chainShards = 16
+
+type chainKey [sha256.Size]byte
+
+// believed is what is kept: every chain, and how long that is all there is to say.
+type believed struct {
+	chains  [][]*x509.Certificate
+	lenient Leniency
+	size    int // in bytes, about
+	// from and until bound the time in which building the chains again would give the same ones.
+	from, until time.Time
+}
+
+// NewChains makes a memory of at most about max sets of certificates, at most 32 KiB and mostly 5 KiB each.
+func NewChains(max int) *Chains {
+	return &Chains{perShard: (max + 2*chainShards - 1) / (2 * chainShards)}
+}
+
+// key names what was presented to a store. Lengths are part of it, so that certificates cannot be cut differently.
+func (s *Store) key(presented []*x509.Certificate) chainKey {
+	h := sha256.New()
+	h.Write(s.basis[:])
+	var n [4]byte
+	for _, c := range presented {
+		binary.BigEndian.PutUint32(n[:], uint32(len(c.Raw)))
+		h.Write(n[:])
+		h.Write(c.Raw)
+	}
+	var k chainKey
+	h.Sum(k[:0])
+	return k
+}
+
+func (m *Chains) find(k chainKey, now time.Time) *believed {
+	if m == nil {
+		return nil
+	}
+	s := &m.shards[k[0]%chainShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, ok := s.young[k]
+	if !ok {
+		if b, ok = s.old[k]; !ok {
+			s.misses++
+			return nil
+		}
+		m.keep(k, b) // in use, so it outlives the generation
+	}
+	if now.Before(b.from) || now.After(b.until) {
+		s.misses++
+		if _, there := s.young[k]; there {
+			s.size -= b.size
+		}
+		delete(s.young, k)
+		delete(s.old, k)
+		return nil
+	}
+	s.hits++
+	return b
+}
+
+// Counts are how often chains were looked for and found, and not found, for metrics.
+func (m *Chains) Counts() (hits, misses uint64) {
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		hits, misses = hits+s.hits, misses+s.misses
+		s.mu.Unlock()
+	}
+	return hits, misses
+}
+
+// keep needs the shard's lock.
+func (m *Chains) keep(k chainKey, b *believed) {
+	s := &m.shards[k[0]%chainShards]
+	if _, there := s.young[k]; there {
+		return
+	}
+	if len(s.young) >= m.perShard || s.size+b.size > maxShardBytes || s.young == nil {
+		s.old, s.young, s.size = s.young, make(map[chainKey]*believed), 0
+	}
+	s.young[k] = b
+	s.size += b.size
+}
+
+// Len is the number of sets of certificates that are remembered.
+func (m *Chains) Len() (n int) {
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		n += len(s.young)
+		for k := range s.old {
+			if _, twice := s.young[k]; !twice {
+				n++
+			}
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// Remember keeps the chains of an acceptance for the next handshake with the same certificates. Call it once the client
+// has proven that it holds the key: what names a client is not to be written by whoever only has a copy of its
+// certificate.
+func (s *Store) Remember(v *Verdict) {
+	if !v.Accepted || v.built == nil || s.opts.Chains == nil {
+		return
+	}
+	m := s.opts.Chains
+	shard := &m.shards[v.key[0]%chainShards]
+	shard.mu.Lock()
+	m.keep(v.key, v.built)
+	shard.mu.Unlock()
+}
+
+// spare reports whether a certificate was presented that stands in none of the chains. Such sets are not remembered: a
+// client could send other ones each time, and so make any number of keys of one certificate.
+func spare(presented []*x509.Certificate, chains [][]*x509.Certificate) bool {
+	return slices.ContainsFunc(presented, func(c *x509.Certificate) bool {
+		return !slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool {
+			return slices.ContainsFunc(chain, func(in *x509.Certificate) bool { return in == c || in.Equal(c) })
+		})
+	})
+}
+
+// lifetime bounds the time for which chains, built at now, are all the chains there are: until one of their issuers
+// expires, or a leniency ends. The leaf's own dates are asked each time.
+func (s *Store) lifetime(chains [][]*x509.Certificate, lenient Leniency, now time.Time) (from, until time.Time) {
+	from, until = now.Add(-clockSkew), now.Add(24*time.Hour)
+	for _, chain := range chains {
+		for _, c := range chain[1:] {
+			if c.NotAfter.Before(until) {
+				until = c.NotAfter
+			}
+			if c.NotBefore.After(from) {
+				from = c.NotBefore
+			}
+		}
+	}
+	if lenient == LenientServerAuth && s.opts.EKUUntil.Before(until) {
+		until = s.opts.EKUUntil
+	}
+	return from, until
+}
