@@ -22,6 +22,7 @@ import (
 	"sync"
 	"testing"
 
+	"countersign/internal/policy"
 	"countersign/internal/reason"
 )
 
@@ -31,52 +32,80 @@ var law = []struct{ name, owns string }{
 	{"reason", "the table of ways a connection or request ends"},
 	{"hostname", "canonical server names and wildcard matching"},
 	{"socket", "the connection beneath TLS: bytes counted, peeked at, reset or muted"},
+	{"limit", "how much a client, a certificate, a route or the whole may use"},
 	{"message", "a protocol-neutral HTTP head"},
 	{"identity", "who the client is, and the headers that say so"},
+	{"origin", "where a connection comes from: the PROXY header in and out, and the forwarding headers"},
 	{"config", "the file format, no behaviour"},
+	{"store", "durable state in files: how they are opened, checked, migrated and set aside"},
 	{"certs", "certificates with keys that may be presented"},
 	{"trust", "may this chain be believed now"},
 	{"route", "host and path to a route, no I/O"},
+	{"edit", "changes to heads on the way: header edits, rewrites, redirects, fixed answers"},
 	{"policy", "the only maker of a permit"},
 	{"h1", "strict HTTP/1.1 on the wire"},
+	{"h2", "strict HTTP/2 on the wire"},
 	{"upstream", "pools of targets"},
+	{"stepup", "what is remembered of browsers that show a certificate elsewhere"},
 	{"record", "the record of a connection or request, its log line and metrics"},
+	{"tracing", "trace context, and which requests are traced"},
 	{"forward", "moving requests and bytes, with a permit"},
 	{"snapshot", "a configuration compiled into one immutable value"},
+	{"ticket", "TLS sessions that resume under their own policy only"},
 	{"frontend", "listeners and the life of a connection"},
-	{"refresh", "noticing what expires or changes: the files of the configuration"},
+	{"journal", "what ended badly, kept and searched, and the inventory of clients seen"},
+	{"outbound", "the one way out: HTTP to addresses that configuration or certificates name"},
+	{"refresh", "what expires or changes: files, revocation lists, OCSP answers, CA bundles"},
+	{"tracing/otlp", "spans on their way to a collector of OpenTelemetry"},
+	{"probe", "what a TLS server offers and asks of clients, asked from outside"},
+	{"top", "what a running instance does, shown in a terminal"},
+	{"diagnose", "why a client is let in or refused, check by check"},
+	{"control", "the socket for the operator of a running program"},
 	{"daemon", "start, reload, signals, drain"},
 	{"quickstart", "a PKI, demo backends and a configuration, to try it all"},
 }
 
 // forTests are imported by _test files only, and import nothing of ours but reason.
-var forTests = []string{"memnet", "testpki"}
+var forTests = []string{"memnet", "testalloc", "testpki"}
 
 // readsConfig are the packages that may know the file format, and cmd.
 var readsConfig = []string{"snapshot", "daemon", "quickstart"}
 
 // controlPlane is what the data plane, frontend and everything it stands on, never reaches.
-var controlPlane = []string{"store", "journal", "ca", "enroll", "refresh", "cluster", "admin", "daemon", "quickstart"}
+var controlPlane = []string{"store", "journal", "ca", "enroll", "refresh", "cluster", "admin", "probe", "diagnose", "control", "daemon", "quickstart", "tracing/otlp", "top"}
 
 // vague are names under which anything could be kept.
 var vague = []string{"util", "utils", "common", "helper", "helpers", "manager", "misc", "shared"}
 
 // untested are the reasons that no test outside package reason can bring about, and why.
-var untested = map[string]string{
-	"upstream_unknown": "guards against a bug of ours: snapshot refuses routes to upstreams that are not there",
-}
+var untested = map[string]string{}
 
 // needed says what each direct run-time dependency is for; one without a sentence here is not wanted.
 var needed = map[string]string{
+	"cel.dev/cel-go":                        "expressions in allow: typed, bounded, known from Kubernetes and Envoy",
+	"github.com/spiffe/go-spiffe/v2":        "the syntax of SPIFFE IDs",
 	"github.com/KimMachineGun/automemlimit": "the memory limit of the container, for the garbage collector",
+	"github.com/cespare/xxhash/v2":          "hashing keys to targets, the same on every node",
 	"github.com/fsnotify/fsnotify":          "hearing of changed files at once",
+	"github.com/pires/go-proxyproto":        "reading and writing headers of the PROXY protocol",
 	"github.com/prometheus/client_golang":   "metrics in the format every monitor reads",
 	"github.com/spf13/cobra":                "subcommands, flags, help and completion",
 	"github.com/youmark/pkcs8":              "private keys under a password (PKCS#8)",
 	"go.yaml.in/yaml/v4":                    "YAML with positions",
+	"charm.land/bubbletea/v2":               "the terminal of countersign top",
+	"github.com/prometheus/client_model":    "metrics as values: the type that expfmt reads into",
+	"github.com/prometheus/common":          "expfmt: reading metrics, for countersign top",
 	"golang.org/x/crypto":                   "cryptobyte: reading DER without reflection",
+	"golang.org/x/net":                      "frames and header compression of HTTP/2 (http2.Framer, hpack)",
 	"golang.org/x/sys":                      "socket options and poll",
+	"modernc.org/sqlite":                    "SQLite without cgo: the journal and the inventory, in one file",
 	"software.sslmate.com/src/go-pkcs12":    "quickstart's clients as files a browser can read",
+
+	"go.opentelemetry.io/otel":                                        "the vocabulary of spans",
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace":               "spans in OTLP",
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp": "OTLP over HTTP",
+	"go.opentelemetry.io/otel/sdk":                                    "spans as the exporter takes them; off the data plane",
+	"go.opentelemetry.io/otel/trace":                                  "ids of spans",
 }
 
 const (
@@ -111,7 +140,7 @@ func (p *pack) name() string {
 
 // packages asks the go command once about the module and all it depends on.
 var packages = sync.OnceValues(func() (map[string]*pack, error) {
-	cmd := exec.Command("go", "list", "-deps", "-json=ImportPath,Doc,Imports,TestImports,XTestImports,GoFiles,Standard,Module", "./...")
+	cmd := exec.Command("go", "list", "-pgo=off", "-deps", "-json=ImportPath,Doc,Imports,TestImports,XTestImports,GoFiles,Standard,Module", "./...")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -194,6 +223,9 @@ func TestImportLaw(t *testing.T) {
 	for path := range reach(all, internal+"frontend") {
 		if name := strings.TrimPrefix(path, internal); path != name && slices.Contains(controlPlane, name) {
 			t.Errorf("the data plane reaches %s", name)
+		}
+		if strings.HasPrefix(path, "go.opentelemetry.io/") {
+			t.Errorf("the data plane reaches %s: requests are told to a tracing.Sink, and nothing more", path)
 		}
 	}
 	for path := range reach(all, internal+"config") {
@@ -305,6 +337,33 @@ func TestReasonsPage(t *testing.T) {
 	}
 	if !bytes.Equal(got, want.Bytes()) {
 		t.Error("docs/reasons.md is not what internal/reason says; run: make docs")
+	}
+}
+
+// TestPolicyPage: the table of what expressions can read is that of the code.
+func TestPolicyPage(t *testing.T) {
+	const page, begin, end = "docs/policy.md", "<!-- variables -->\n", "<!-- end -->"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", page)
+	}
+	var b strings.Builder
+	b.WriteString(before + begin + "| variable | type | what |\n|---|---|---|\n")
+	for _, v := range policy.Variables() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", v.Name, v.Type, v.Text)
+	}
+	b.WriteString(end + after)
+	if *update {
+		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if b.String() != string(text) {
+		t.Errorf("%s is not what package policy says; run: make docs", page)
 	}
 }
 
