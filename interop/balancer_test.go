@@ -135,7 +135,7 @@ func (b *balancer) url(listener, host, path string) string {
 // curl runs curl, which takes all of names to be 127.0.0.1 and trusts the internal CA. who may be nil.
 func (b *balancer) curl(t *testing.T, listener string, who *cert, args ...string) result {
 	t.Helper()
-	all := []string{"--silent", "--show-error", "--verbose", "--max-time", "15", "--noproxy", "*", "--cacert", b.pki.internal.file}
+	all := []string{"--http1.1", "--silent", "--show-error", "--verbose", "--max-time", "15", "--noproxy", "*", "--cacert", b.pki.internal.file}
 	for _, name := range names {
 		all = append(all, "--resolve", name+":"+portOf(b.addr[listener])+":127.0.0.1")
 	}

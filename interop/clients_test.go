@@ -268,11 +268,6 @@ func TestOpenSSLClient(t *testing.T) {
 				t.Errorf("CA names %q; openssl: %s", list, r)
 			}
 		})
-		t.Run("no ticket/TLS "+version, func(t *testing.T) {
-			if r := connect(t, version, p.alice); strings.Contains(r.out, "TLS session ticket:") {
-				t.Errorf("a ticket came where client auth is on; openssl: %s", r)
-			}
-		})
 	}
 	for _, test := range []struct {
 		reason, version, alert string

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "countersign")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/countersign")
+	build := exec.Command("go", "build", "-pgo=off", "-o", binary, "./cmd/countersign")
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		os.RemoveAll(dir)
@@ -48,8 +48,8 @@ func TestMain(m *testing.M) {
 }
 
 // packages are the Debian packages that have the programs.
-var packages = map[string]string{"nginx": "nginx-light", "haproxy": "haproxy", "gnutls-cli": "gnutls-bin", "curl": "curl",
-	"openssl": "openssl", "python3": "python3", "node": "nodejs", "java": "default-jdk-headless"}
+var packages = map[string]string{"nghttp": "nghttp2-client", "h2load": "nghttp2-client", "chromium": "chromium", "certutil": "libnss3-tools", "nginx": "nginx-light", "haproxy": "haproxy", "gnutls-cli": "gnutls-bin", "curl": "curl",
+	"openssl": "openssl", "python3": "python3", "node": "nodejs", "java": "default-jdk-headless", "promtool": "prometheus"}
 
 // need ends the test if a program is not installed.
 func need(t *testing.T, programs ...string) {

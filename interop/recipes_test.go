@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -294,8 +295,10 @@ func TestRecipesAreListed(t *testing.T) {
 func TestRecipeCDN(t *testing.T) {
 	r := readRecipe(t, "cdn-to-origin.md")
 	ca := r.authority(t, "origin-pull-ca")
-	r.server(t, "www", forServer("www.example.org"))
-	cdn, stranger := r.client(t, "cdn", ca), r.client(t, "stranger", r.authority(t, "other-ca"))
+	r.server(t, "www", forServer("www.example.org", "partners.example.org"))
+	pull := func(c *x509.Certificate) { c.DNSNames = []string{"origin-pull.example.org"} }
+	cdn, stranger := r.client(t, "cdn", ca, pull), r.client(t, "stranger", r.authority(t, "other-ca"))
+	visitor, unlisted := r.client(t, "visitor", r.authority(t, "visitors-ca")), r.client(t, "unlisted", ca)
 	web := newEcho(t)
 	b := r.start(t, map[string]string{"10.0.0.11:3000": web.addr})
 	const host = "www.example.org"
@@ -305,6 +308,17 @@ func TestRecipeCDN(t *testing.T) {
 		"Visitor-Address: 203.0.113.9").Header
 	if h.Get("X-Forwarded-For") != "127.0.0.1" || h.Get("True-Client-Ip") != "" || h.Get("Cf-Connecting-Ip") != "" || h.Get("Visitor-Address") != "203.0.113.9" {
 		t.Errorf("the web server saw %v", h)
+	}
+	// Of the visitor: on the host that lists the CDN, from the CDN, and from nobody else.
+	item := func(c *cert) string { return ":" + base64.StdEncoding.EncodeToString(c.Raw) + ":" }
+	for _, c := range []struct {
+		host string
+		from *cert
+		want *cert
+	}{{"partners.example.org", cdn, visitor}, {"partners.example.org", unlisted, unlisted}, {host, cdn, cdn}} {
+		if h := b.passes(t, web, "8443", c.host, "/", c.from, "Client-Cert: "+item(visitor)).Header; len(h.Values("Client-Cert")) != 1 || h.Get("Client-Cert") != item(c.want) {
+			t.Errorf("%s: the web server saw %v", c.host, h)
+		}
 	}
 }
 
