@@ -56,6 +56,7 @@ type file struct {
 	stamped string
 	alike   int
 
+	tidies  sync.WaitGroup
 	tidying sync.Mutex // one at a time
 	waiting atomic.Bool
 	ended   atomic.Bool
@@ -68,7 +69,7 @@ func openFile(s FileSettings) (*file, error) {
 	err := o.open()
 	switch {
 	case err == nil:
-		go o.tidy() // what an earlier run left
+		o.tidies.Go(o.tidy) // what an earlier run left
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO),
 		errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ESTALE):
 	default:
@@ -116,6 +117,7 @@ func (o *file) close() {
 	if o.f != nil {
 		o.f.Close()
 	}
+	o.tidies.Wait() // what is compressed halfway goes
 }
 
 // look compares the open file with what has its name now, and opens that if it is another one: somebody has rotated or
@@ -220,7 +222,7 @@ func (o *file) rotate() bool {
 		return false // the renamed file goes on taking lines
 	}
 	o.held = time.Time{}
-	go o.tidy()
+	o.tidies.Go(o.tidy)
 	return true
 }
 
