@@ -245,7 +245,7 @@ func (o *file) tidy() {
 		name, ours := strings.CutPrefix(e.Name(), filepath.Base(o.Path)+".")
 		switch {
 		case !ours || !e.Type().IsRegular():
-		case strings.HasSuffix(name, ".gz.tmp") && rotatedName.MatchString(strings.TrimSuffix(name, ".tmp")):
+		case unfinishedName.MatchString(name):
 			_ = os.Remove(filepath.Join(dir, e.Name())) // of a run that ended
 		case rotatedName.MatchString(name):
 			rotated = append(rotated, e.Name())
@@ -268,7 +268,10 @@ func (o *file) tidy() {
 }
 
 // rotatedName is what follows a log's name and a dot in the names that rotate gives. Nothing else is ever removed.
-var rotatedName = regexp.MustCompile(`^\d{8}T\d{6}\.\d{3}Z(-\d{3})?(\.gz)?$`)
+var (
+	rotatedName    = regexp.MustCompile(`^\d{8}T\d{6}\.\d{3}Z(-\d{3})?(\.gz)?$`)
+	unfinishedName = regexp.MustCompile(`^\d{8}T\d{6}\.\d{3}Z(-\d{3})?\.gz\.\d+\.tmp$`)
+)
 
 // compress replaces a file by its compressed form; whatever goes wrong, one of the two is there and complete.
 func (o *file) compress(name string) (err error) {
@@ -277,11 +280,17 @@ func (o *file) compress(name string) (err error) {
 		return err
 	}
 	defer in.Close()
-	tmp := name + ".gz.tmp"
-	out, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_CLOEXEC, fileMode)
+	st, err := in.Stat()
 	if err != nil {
 		return err
 	}
+	// A name that nobody else has: around a reload another one may be compressing the same file, and would have the name of
+	// what it has not finished taken from it.
+	out, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".gz.*.tmp")
+	if err != nil {
+		return err
+	}
+	tmp := out.Name()
 	defer func() {
 		out.Close()
 		if err != nil {
@@ -305,7 +314,7 @@ func (o *file) compress(name string) (err error) {
 			return rerr
 		}
 	}
-	if err := errors.Join(zip.Close(), out.Sync(), out.Close()); err != nil {
+	if err := errors.Join(zip.Close(), out.Chmod(st.Mode().Perm()), out.Sync(), out.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, name+".gz"); err != nil {
