@@ -37,7 +37,7 @@ trust_stores:
 `
 
 // serve runs countersign with stores and conf, in which $NAME stands for the address vars has under that name, and
-// otherwise for an address of its own that no one listens on yet.
+// otherwise for an address of its own that no one listens on yet. The drain of vars stands for that of stores.
 func serve(t *testing.T, p *pki, conf string, vars map[string]string) *balancer {
 	t.Helper()
 	b := &balancer{t: t, pki: p, addr: map[string]string{}, records: &output{}}
@@ -50,11 +50,14 @@ func serve(t *testing.T, p *pki, conf string, vars map[string]string) *balancer 
 		}
 		return b.addr[name]
 	})
+	if drain, ok := vars["drain"]; ok {
+		text = strings.Replace(text, "drain: 1s", "drain: "+drain, 1)
+	}
 	file := write(t, p.dir, "countersign.yaml", []byte(text))
 	cmd := exec.Command(binary, "run", "-c", file)
 	cmd.Stdout = b.records
 	b.log = start(t, cmd, b.addr["ops"])
-	for range 100 {
+	for range 750 {
 		if resp, err := http.Get("http://" + b.addr["ops"] + "/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -92,7 +95,7 @@ func (b *balancer) since(t *testing.T, mark int) []map[string]any {
 func (b *balancer) record(t *testing.T, mark int, want ...string) map[string]any {
 	t.Helper()
 	var seen []map[string]any
-	for range 250 {
+	for range 750 {
 		seen = b.since(t, mark)
 		for _, m := range seen {
 			if !slices.ContainsFunc(want, func(kv string) bool {

@@ -421,7 +421,7 @@ func TestGRPCRefusals(t *testing.T) {
 		if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "4" || body != "" {
 			t.Errorf("%+v, %q", resp, body)
 		}
-		if took < 250*time.Millisecond || took > 3*time.Second {
+		if took < 250*time.Millisecond || took > 12*time.Second {
 			t.Errorf("took %v; want 300 ms", took)
 		}
 		b.record(t, mark, "kind=request", "path=/silent/Call", "reason=upstream_timeout")
@@ -457,7 +457,7 @@ func TestGRPCBackpressure(t *testing.T) {
 	c := rpc(t, b.addr["public"], goConfig(p, "a.test", p.alice), grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(1<<20))
 	client := testgrpc.NewTestServiceClient(c)
 	many(t, c, "large_unary")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	measure := func(t *testing.T, f func()) {
 		t.Helper()
@@ -616,9 +616,10 @@ func TestGRPCLeavesNothing(t *testing.T) {
 // connection, and new connections are not taken.
 func TestGRPCDrain(t *testing.T) {
 	p := newPKI(t)
-	b, _, _ := serveRPC(t, p)
+	// Longer than all that a slow machine does here: the end is to come with the stream's.
+	b := serve(t, p, rpcs, map[string]string{"h2c": newRPCServer(t, nil).addr, "drain": "1m"})
 	c := rpc(t, b.addr["public"], goConfig(p, "a.test", p.alice))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	stream, err := testgrpc.NewTestServiceClient(c).FullDuplexCall(ctx)
 	if err != nil {
@@ -662,8 +663,8 @@ func TestGRPCDrain(t *testing.T) {
 	}
 	b.record(t, mark, "kind=request", "reason=completed", "path=/grpc.testing.TestService/FullDuplexCall")
 	for syscall.Kill(pid, 0) == nil && running(pid) {
-		if time.Since(began) > 3*time.Second {
-			t.Fatal("still running 3 s after SIGTERM")
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("still running 30 s after SIGTERM")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -95,7 +95,7 @@ backend api
 func h2specAll(t *testing.T, addr string, conf *tls.Config) func(func(string, error) bool) {
 	t.Helper()
 	conf.NextProtos, conf.MinVersion = []string{"h2"}, tls.VersionTLS13
-	told := config.Config{Host: "localhost", TLS: true, Insecure: true, Path: "/", Strict: true, MaxHeaderLen: 4000, Timeout: 3 * time.Second}
+	told := config.Config{Host: "localhost", TLS: true, Insecure: true, Path: "/", Strict: true, MaxHeaderLen: 4000, Timeout: 10 * time.Second}
 	fmt.Sscan(portOf(shim(t, addr, conf)), &told.Port)
 
 	var ids []string

@@ -463,6 +463,7 @@ func TestHTTP2SameConnection(t *testing.T) {
 		t.Errorf("the backend was reached %d times; want 4", n)
 	}
 	client.CloseIdleConnections()
+	b.record(t, mark, "kind=handshake")
 	connections := map[any]bool{}
 	for _, m := range b.since(t, mark) {
 		if m["kind"] == "handshake" {
@@ -499,7 +500,7 @@ func TestHTTP2Downgrade(t *testing.T) {
 				if way == "with a trailer" {
 					f.headers(t, 1, true, "x-trailer", "1")
 				}
-				_ = f.conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+				_ = f.conn.SetReadDeadline(time.Now().Add(15 * time.Second))
 				if s := f.status(t, 1); s != "200" {
 					t.Errorf("status %s", s)
 				}
@@ -662,7 +663,7 @@ func dialFrames(t *testing.T, b *balancer, host string, who *cert) *frames {
 	t.Helper()
 	conf := goConfig(b.pki, host, who)
 	conf.NextProtos = []string{"h2"}
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", b.addr["public"], conf)
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 15 * time.Second}, "tcp", b.addr["public"], conf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -817,6 +818,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 			t.Errorf("the server saw %v, %v", r.Header, r.URL)
 		}
 		b.record(t, mark, "kind=request", "reason=tunnel_closed", "client_subject=CN=alice", "path=/ws/echo")
+		await(t, func() bool { return len(sockets.ended()) == 1 })
 	})
 	t.Run("others on the same connection", func(t *testing.T) {
 		f.headers(t, 3, true, ":method", "GET", ":scheme", "https", ":path", "/x", ":authority", "a.test")
@@ -893,7 +895,7 @@ const browserPage = `<!doctype html><p id=out>waiting</p><script>
     s.onopen = () => s.send('hello');
     s.onmessage = m => { resolve(m.data); s.close(); };
     s.onerror = () => reject('error');
-    setTimeout(() => reject('timeout'), 5000);
+    setTimeout(() => reject('timeout'), 15000);
   }));
   await step('protocols', () => [...new Set(performance.getEntries().map(e => e.nextHopProtocol).filter(p => p))].join(' '));
   document.getElementById('out').textContent = said.join('; ');
@@ -939,7 +941,7 @@ func TestChromium(t *testing.T) {
 		case "/wait":
 			select {
 			case <-done:
-			case <-time.After(15 * time.Second):
+			case <-time.After(40 * time.Second):
 			}
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -970,7 +972,7 @@ func TestChromium(t *testing.T) {
 	t.Cleanup(func() { os.Remove(policy) })
 
 	mark := b.mark()
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--user-data-dir="+filepath.Join(home, "profile"),
 		"--host-resolver-rules=MAP *.test 127.0.0.1", "--dump-dom", b.url("public", "off.test", "/page"))

@@ -128,8 +128,8 @@ func start(t *testing.T, cmd *exec.Cmd, addrs ...string) *output {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(5 * time.Second):
-			t.Errorf("%s did not end within 5 s of SIGTERM", cmd.Path)
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s did not end within 20 s of SIGTERM", cmd.Path)
 		}
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // whatever it left behind in its group
 		<-ended
@@ -137,7 +137,7 @@ func start(t *testing.T, cmd *exec.Cmd, addrs ...string) *output {
 			t.Logf("%s printed:\n%s", filepath.Base(cmd.Path), tail(out.String(), 4000))
 		}
 	})
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for _, addr := range addrs {
 		for {
 			c, err := net.DialTimeout("tcp", addr, time.Second)

@@ -510,7 +510,7 @@ func listed(file, source, program string, args ...string) func(*testing.T, *bala
 			fmt.Fprintln(&in, c.n, c.name(), who, key)
 		}
 		path := write(t, t.TempDir(), file, []byte(source))
-		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, program, append(args, path, portOf(b.addr["public"]), b.pki.internal.file, version)...)
 		var errs bytes.Buffer

@@ -249,10 +249,10 @@ func (s *scene) get(listener string, conf *tls.Config, host, path string) error 
 	if addr == nil {
 		return errors.New("no such listener")
 	}
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", addr.String(), conf)
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", addr.String(), conf)
 	if err == nil {
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, host)
 		var resp *http.Response
 		if resp, err = http.ReadResponse(bufio.NewReader(c), nil); err == nil {
@@ -285,7 +285,7 @@ func untouchedCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 func recordCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		for line := range strings.Lines(s.records.String()) {
 			if fits(line, args) {
 				if neg {

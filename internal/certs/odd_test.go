@@ -47,7 +47,7 @@ func (o odd) run(t *testing.T, secrets ...[]byte) {
 	t.Helper()
 	start := time.Now()
 	pair, warnings, err := Parse(o.src)
-	if d := time.Since(start); d > 5*time.Second {
+	if d := time.Since(start); d > 20*time.Second {
 		t.Errorf("took %v", d)
 	}
 	if (pair == nil) == (err == nil) {
@@ -503,15 +503,28 @@ func TestOddFiles(t *testing.T) {
 		if err != nil || len(s.items) != 2 {
 			t.Fatal(err)
 		}
-		start := time.Now()
-		for _, count := range []byte{0x3b, 0x7f} { // 1e9 and more, as the INTEGER of the MAC
-			bomb := macBomb(t, s, []byte{count, 0x9a, 0xca, 0x00})
-			odd{src: Source{PKCS12: bomb, Password: secret}, want: ErrTooCostly, says: "at most 1000000 iterations"}.run(t)
-		}
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("took %v", d)
-		}
+		quickly(t, time.Second, func() {
+			for _, count := range []byte{0x3b, 0x7f} { // 1e9 and more, as the INTEGER of the MAC
+				bomb := macBomb(t, s, []byte{count, 0x9a, 0xca, 0x00})
+				odd{src: Source{PKCS12: bomb, Password: secret}, want: ErrTooCostly, says: "at most 1000000 iterations"}.run(t)
+			}
+		})
 	})
+}
+
+// quickly fails unless f takes no longer than most, once in three times: a machine that does something else meanwhile does
+// not do so every time.
+func quickly(t *testing.T, most time.Duration, f func()) {
+	t.Helper()
+	var took time.Duration
+	for range 3 {
+		start := time.Now()
+		if f(); time.Since(start) <= most {
+			return
+		}
+		took = time.Since(start)
+	}
+	t.Errorf("took %v", took)
 }
 
 // macBomb makes a PKCS#12 file whose MAC asks for many iterations.
@@ -565,13 +578,13 @@ func TestF21Linear(t *testing.T) {
 		"blocks":     strings.Repeat("-----BEGIN A-----\nAA==\n-----END A-----\n", 25_000),
 		"chain":      strings.Repeat(string(certPEM(leaf)), 1000),
 	} {
-		start := time.Now()
-		if _, _, err := Parse(Source{Cert: []byte(cert), Key: key}); err == nil || len(err.Error()) > 1200 {
-			t.Errorf("%s: %v", name, err)
-		}
-		if d := time.Since(start); d > 2*time.Second {
-			t.Errorf("%s: took %v", name, d)
-		}
+		t.Run(name, func(t *testing.T) {
+			quickly(t, 2*time.Second, func() {
+				if _, _, err := Parse(Source{Cert: []byte(cert), Key: key}); err == nil || len(err.Error()) > 1200 {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }
 

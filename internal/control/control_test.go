@@ -391,7 +391,7 @@ func TestKeyLogEnds(t *testing.T) {
 		end     func(*plane)
 		last    string
 	}{
-		"time":   {1, func(*plane) {}, "# closed: the time is over; 1 lines, 0 dropped\n"},
+		"time":   {3, func(*plane) {}, "# closed: the time is over; 1 lines, 0 dropped\n"},
 		"close":  {600, func(p *plane) { p.Close() }, "# closed: the program ends; 1 lines, 0 dropped\n"},
 		"reload": {600, func(p *plane) { _ = p.Bind(""); p.Settle(true) }, ""},
 	} {
@@ -426,10 +426,10 @@ func TestKeyLogOutlastsRequests(t *testing.T) {
 	if err := p.Bind(p.address + "2"); err != nil {
 		t.Fatal(err)
 	}
-	p.next.server.ReadTimeout, p.next.server.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond
+	p.next.server.ReadTimeout, p.next.server.WriteTimeout = time.Second, time.Second
 	p.Settle(true)
 	var out buffer
-	if err := NewClient(p.address+"2").LogKeys(t.Context(), "main", time.Second, &out); err != nil || !strings.HasSuffix(out.String(), "the time is over; 0 lines, 0 dropped\n") {
+	if err := NewClient(p.address+"2").LogKeys(t.Context(), "main", 2*time.Second, &out); err != nil || !strings.HasSuffix(out.String(), "the time is over; 0 lines, 0 dropped\n") {
 		t.Errorf("%v %q", err, out.String())
 	}
 }

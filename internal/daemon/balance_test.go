@@ -207,6 +207,7 @@ func TestBalance(t *testing.T) {
 	bobs := w.client("a.test", w.ca.Client("bob"))
 	for _, version := range versions {
 		l := w.line(t, version, alice, 1)
+		_ = l.conn.SetDeadline(time.Now().Add(3 * time.Minute)) // there is much to do until it is over
 		t.Run(version+"/upstream_no_target", func(t *testing.T) {
 			mark := w.mark()
 			if got := l.get("/none/x"); got.status != 503 || got.retryAfter() < 1 {
@@ -279,7 +280,7 @@ func TestBalance(t *testing.T) {
 			}
 			for _, name := range []string{"cert", "bycert"} {
 				by := map[string]int{}
-				for i := range 20 {
+				for i := 0; i < 20 || len(by) < 3 && i < 60; i++ { // 20 miss a target once in a thousand times
 					conf := w.client("a.test", w.ca.Client(fmt.Sprint("c", i)))
 					here := w.line(t, version, conf, 1).spread(t, 3, "/"+name+"/x")
 					there := w.line(t, versions[i%2], conf, 2).spread(t, 3, "/"+name+"/x", "Client-Cert", ":AA==:")
@@ -289,7 +290,7 @@ func TestBalance(t *testing.T) {
 					by[fmt.Sprint(here)]++
 				}
 				if len(by) != 3 {
-					t.Errorf("%s: 20 certificates are at %v", name, by)
+					t.Errorf("%s: 60 certificates are at %v", name, by)
 				}
 			}
 		})
@@ -400,13 +401,13 @@ func TestBalance(t *testing.T) {
 // TestTargetsThatFail: checks, ejections, priorities and panic.
 func TestTargetsThatFail(t *testing.T) {
 	w := newWorld(t)
-	const quick = "interval: 100ms, timeout: 1s, healthy: 1, unhealthy: 1}"
+	const quick = "interval: 100ms, timeout: 10s, healthy: 1, unhealthy: 1}" // what is sick says so
 	nodes := threeNodes(t)
 	conf := pools(nodes, map[string]string{
 		"http1": "health: {path: /healthz, " + quick, "http2": "protocol_version: http2, health: {path: /healthz, " + quick, "grpc": "protocol_version: http2, health: {grpc: on, " + quick,
 		"prio":  "targets: [N1, {url: N2, priority: 1}, {url: N3, priority: 1}], health: {path: /healthz, " + quick,
 		"panic": "panic_threshold: 50, health: {path: /healthz, " + quick,
-		"eject": "outlier: {consecutive_5xx: 3, base_ejection_time: 2s, interval: 1s}",
+		"eject": "outlier: {consecutive_5xx: 3, base_ejection_time: 4s, interval: 1s}",
 	})
 	w.start(conf, "")
 	alice := w.client("a.test", w.ca.Client("alice"))
@@ -418,6 +419,7 @@ func TestTargetsThatFail(t *testing.T) {
 	}
 	for _, version := range versions {
 		l := w.line(t, version, alice, 1)
+		_ = l.conn.SetDeadline(time.Now().Add(3 * time.Minute))
 		for _, pool := range []string{"http1", "http2", "grpc"} {
 			t.Run(version+"/health "+pool, func(t *testing.T) {
 				healthy(pool, "1 1 1")
@@ -494,7 +496,7 @@ func TestTargetsThatFail(t *testing.T) {
 			for _, b := range nodes {
 				b.does(nil)
 			}
-			await(t, 8*time.Second, "return of all", func() bool { return len(l.spread(t, 9, "/eject/x")) == 3 })
+			await(t, 20*time.Second, "return of all", func() bool { return len(l.spread(t, 9, "/eject/x")) == 3 })
 		})
 	}
 }
@@ -616,15 +618,15 @@ func TestPatience(t *testing.T) {
 	gone := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	gone.Close()
 	h := newHolder(t)
-	limits := "timeouts: {connect: 300ms, response: 500ms, idle: 500ms}"
+	limits := "timeouts: {response: 500ms, idle: 500ms}"
 	target := func(addr any) string { return fmt.Sprintf(`targets: ["http://%v"], `, addr) }
 	base := map[string]string{
-		"connect": fmt.Sprintf(`targets: ["https://%v"], tls: {server_name: api.internal, trust_store: clients}, `, silent.Addr()) + limits,
+		"connect": fmt.Sprintf(`targets: ["https://%v"], tls: {server_name: api.internal, trust_store: clients}, timeouts: {connect: 300ms}`, silent.Addr()),
 		"gone":    target(gone.Addr()), "plain": "targets: [N1], " + limits, "total": "targets: [N1], timeouts: {total: 700ms}",
 		"retry": "targets: [{url: N1, weight: 999}, N2], retries: {attempts: 1, budget_percent: 100}, " + limits, "pertry": "targets: [{url: N1, weight: 999}, N2], retries: {attempts: 1, per_try_timeout: 300ms}, timeouts: {response: 20s}",
 		"alone": "targets: [N1], retries: {attempts: 2}, " + limits, "noretry": "targets: [N1, N2]", "totalretry": "targets: [N1, N2], retries: {attempts: 5, per_try_timeout: 800ms}, timeouts: {total: 1400ms}",
 		"over2": "targets: [N1], protocol_version: http2, " + limits, "retry2": "targets: [{url: N1, weight: 999}, N2], protocol_version: http2, retries: {attempts: 1, budget_percent: 100}, " + limits,
-		"conns": target(h.addr) + "max_connections: 1", "reqs": target(h.addr) + "max_requests: 1", "queue": target(h.addr) + "max_requests: 1, max_pending: 1, queue_timeout: 400ms",
+		"conns": target(h.addr) + "max_connections: 1", "reqs": target(h.addr) + "max_requests: 1", "queue": target(h.addr) + "max_requests: 1, max_pending: 1, queue_timeout: 2s",
 		"patient": target(h.addr) + "max_connections: 1, max_pending: 1, queue_timeout: 10s",
 	}
 	conf := pools(nodes, base)
@@ -634,6 +636,8 @@ func TestPatience(t *testing.T) {
 	conf = strings.Replace(conf, "protocol: https", "protocol: https\n    limits: {body_bytes: 1KiB}", 1)
 	w.start(conf, "")
 	alice := w.client("a.test", w.ca.Client("alice"))
+	// Less than it takes where the limit in question does not count, and more than this machine stands still as a rule.
+	const most = 4500 * time.Millisecond
 	for _, version := range versions {
 		waits := []struct {
 			name, method, pool string
@@ -641,27 +645,27 @@ func TestPatience(t *testing.T) {
 			body               string
 			status             int
 			reason             string
-			least, most        time.Duration
+			least              time.Duration
 			times              int // that targets were asked
 		}{
-			{"no connection in time", "GET", "connect", "", "", "", 504, "upstream_connect_timeout", 300 * time.Millisecond, 2 * time.Second, 0},
-			{"nobody there", "GET", "gone", "", "", "", 502, "upstream_connect_failed", 0, time.Second, 0},
-			{"no answer in time", "GET", "plain", "hang", "", "", 504, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"no answer in time over HTTP/2", "GET", "over2", "hang", "", "", 504, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"no answer to a body in time", "POST", "plain", "hang", "", "12345", 504, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"E21/no end in time", "GET", "plain", "stall", "", "", 0, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"E21/no end in time over HTTP/2", "GET", "over2", "stall", "", "", 0, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"total, before the head", "GET", "total", "hang", "", "", 504, "upstream_timeout", 700 * time.Millisecond, 2 * time.Second, 1},
-			{"total, in the body", "GET", "total", "trickle", "", "", 0, "upstream_timeout", 700 * time.Millisecond, 2 * time.Second, 1},
-			{"total, in retries", "GET", "totalretry", "hang", "hang", "", 504, "upstream_timeout", 1400 * time.Millisecond, 4 * time.Second, 2},
-			{"closed", "POST", "noretry", "die", "die", "", 502, "upstream_closed", 0, time.Second, 1},
-			{"E32/POST is never tried again", "POST", "retry", "die", "die", "1", 502, "upstream_closed", 0, time.Second, 1},
-			{"E32/POST is never tried again over HTTP/2", "POST", "retry2", "die", "die", "1", 502, "", 0, time.Second, 1},
-			{"E32/PATCH is never tried again", "PATCH", "retry", "die", "die", "1", 502, "upstream_closed", 0, time.Second, 1},
-			{"E32/POST that is too slow", "POST", "retry", "hang", "hang", "1", 504, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"an answer that has begun is not asked again", "GET", "retry", "stall", "stall", "", 0, "upstream_timeout", 500 * time.Millisecond, 2 * time.Second, 1},
-			{"an error is an answer", "GET", "retry", "fail", "fail", "", 503, "completed", 0, time.Second, 1},
-			{"both are too slow", "GET", "pertry", "hang", "hang", "", 504, "upstream_timeout", 600 * time.Millisecond, 3 * time.Second, 2},
+			{"no connection in time", "GET", "connect", "", "", "", 504, "upstream_connect_timeout", 300 * time.Millisecond, 0},
+			{"nobody there", "GET", "gone", "", "", "", 502, "upstream_connect_failed", 0, 0},
+			{"no answer in time", "GET", "plain", "hang", "", "", 504, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"no answer in time over HTTP/2", "GET", "over2", "hang", "", "", 504, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"no answer to a body in time", "POST", "plain", "hang", "", "12345", 504, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"E21/no end in time", "GET", "plain", "stall", "", "", 0, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"E21/no end in time over HTTP/2", "GET", "over2", "stall", "", "", 0, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"total, before the head", "GET", "total", "hang", "", "", 504, "upstream_timeout", 700 * time.Millisecond, 1},
+			{"total, in the body", "GET", "total", "trickle", "", "", 0, "upstream_timeout", 700 * time.Millisecond, 1},
+			{"total, in retries", "GET", "totalretry", "hang", "hang", "", 504, "upstream_timeout", 1400 * time.Millisecond, 2},
+			{"closed", "POST", "noretry", "die", "die", "", 502, "upstream_closed", 0, 1},
+			{"E32/POST is never tried again", "POST", "retry", "die", "die", "1", 502, "upstream_closed", 0, 1},
+			{"E32/POST is never tried again over HTTP/2", "POST", "retry2", "die", "die", "1", 502, "", 0, 1},
+			{"E32/PATCH is never tried again", "PATCH", "retry", "die", "die", "1", 502, "upstream_closed", 0, 1},
+			{"E32/POST that is too slow", "POST", "retry", "hang", "hang", "1", 504, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"an answer that has begun is not asked again", "GET", "retry", "stall", "stall", "", 0, "upstream_timeout", 500 * time.Millisecond, 1},
+			{"an error is an answer", "GET", "retry", "fail", "fail", "", 503, "completed", 0, 1},
+			{"both are too slow", "GET", "pertry", "hang", "hang", "", 504, "upstream_timeout", 600 * time.Millisecond, 2},
 		}
 		mark := w.mark()
 		results := make([]struct {
@@ -684,8 +688,8 @@ func TestPatience(t *testing.T) {
 				if c.status != 0 && (got.status != c.status || got.err != nil) || c.status == 0 && got.err == nil {
 					t.Errorf("%v; expected %d", got.said, c.status)
 				}
-				if got.took < c.least || got.took > c.most {
-					t.Errorf("took %v; expected from %v to %v", got.took, c.least, c.most)
+				if got.took < c.least || got.took > most {
+					t.Errorf("took %v; expected from %v to %v", got.took, c.least, most)
 				}
 				if rec := w.since(t, mark, path); c.reason != "" && rec["reason"] != c.reason {
 					t.Errorf("record %v", rec)
@@ -740,7 +744,7 @@ func TestPatience(t *testing.T) {
 				path := "/hold/" + name + "/x"
 				done := h.begin(t, w.line(t, version, alice, 1), "GET", path)
 				mark, start := w.mark(), time.Now()
-				if got := w.line(t, version, alice, 1).get(path); got.status != 503 || got.retryAfter() != 1 || time.Since(start) > 2*time.Second {
+				if got := w.line(t, version, alice, 1).get(path); got.status != 503 || got.retryAfter() != 1 || time.Since(start) > most {
 					t.Errorf("%s: %v after %v", name, got, time.Since(start))
 				}
 				if rec := w.since(t, mark, path); rec["reason"] != why {
@@ -756,7 +760,7 @@ func TestPatience(t *testing.T) {
 			queued, mark, start := make(chan said, 1), w.mark(), time.Now()
 			second, third := w.line(t, version, alice, 1), w.line(t, version, alice, 1)
 			go func() { queued <- second.get(path) }()
-			time.Sleep(100 * time.Millisecond)
+			w.awaitMetric(`countersign_upstream_pending{upstream="queue"}`, "1")
 			if got := third.get(path); got.status != 503 || got.retryAfter() != 1 {
 				t.Error(got)
 			}
@@ -764,7 +768,7 @@ func TestPatience(t *testing.T) {
 				t.Errorf("a third one: %v", rec)
 			}
 			mark = w.mark()
-			if got := <-queued; got.status != 503 || got.retryAfter() != 1 || time.Since(start) < 400*time.Millisecond || time.Since(start) > 2*time.Second {
+			if got := <-queued; got.status != 503 || got.retryAfter() != 1 || time.Since(start) < 2*time.Second || time.Since(start) > most {
 				t.Errorf("%v after %v", got, time.Since(start))
 			}
 			if rec := w.since(t, mark, path); rec["reason"] != "upstream_queue_timeout" {
@@ -775,7 +779,7 @@ func TestPatience(t *testing.T) {
 			path = "/hold/patient/x"
 			done = h.begin(t, w.line(t, version, alice, 1), "GET", path)
 			go func() { queued <- second.get(path) }()
-			time.Sleep(100 * time.Millisecond)
+			w.awaitMetric(`countersign_upstream_pending{upstream="patient"}`, "1")
 			h.let(path)
 			h.let(path)
 			if got := <-done; got.status != 200 {

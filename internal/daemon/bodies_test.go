@@ -278,7 +278,7 @@ func TestClientGone(t *testing.T) {
 					rc := g.b.conn(t, path)
 					time.Sleep(50 * time.Millisecond) // the exchange waits for the answer
 					stop(c, how)
-					if took := rc.closed(t, 4*time.Second); took > 3*time.Second {
+					if took := rc.closed(t, 9*time.Second); took > 8*time.Second {
 						t.Errorf("noticed after %s", took)
 					}
 					why := "client_aborted"
@@ -328,9 +328,9 @@ func TestTimes(t *testing.T) {
 		io.WriteString(c, inChunks(body, 100))
 		return true
 	})
-	soon := func(t *testing.T, start time.Time) {
+	soon := func(t *testing.T, start time.Time) { // the machine may stand still for a while; other limits are at least 10 s
 		t.Helper()
-		if took := time.Since(start); took < 700*time.Millisecond || took > 2*time.Second {
+		if took := time.Since(start); took < 700*time.Millisecond || took > 8*time.Second {
 			t.Errorf("after %s", took)
 		}
 	}
@@ -342,8 +342,8 @@ func TestTimes(t *testing.T) {
 				start := time.Now()
 				io.WriteString(c, head)
 				go func() { // a byte now and then is not progress: the head has one time as a whole
-					for range 8 {
-						time.Sleep(200 * time.Millisecond)
+					for range 25 {
+						time.Sleep(400 * time.Millisecond)
 						if _, err := io.WriteString(c, "x"); err != nil {
 							return
 						}
@@ -369,7 +369,7 @@ func TestTimes(t *testing.T) {
 				}
 				soon(t, start)
 				ended(t, r)
-				g.b.conn(t, "/body-"+name+"-"+l).closed(t, time.Second)
+				g.b.conn(t, "/body-"+name+"-"+l).closed(t, 5*time.Second)
 			})
 		}
 		for name, request := range map[string]string{"get": "GET /hang-get-" + l + " HTTP/1.1\r\n" + hostLine + "\r\n", "post": postTo("/hang-post-"+l, "Transfer-Encoding: chunked\r\n", inChunks(big, 10000))} {
@@ -382,7 +382,7 @@ func TestTimes(t *testing.T) {
 					t.Errorf("%d %s", got.StatusCode, why)
 				}
 				soon(t, start)
-				g.b.conn(t, "/hang-"+name+"-"+l).closed(t, time.Second)
+				g.b.conn(t, "/hang-"+name+"-"+l).closed(t, 5*time.Second)
 			})
 		}
 		t.Run("response/pauses/"+l, func(t *testing.T) {
@@ -400,7 +400,7 @@ func TestTimes(t *testing.T) {
 			t.Parallel()
 			c := g.connect(t, l)
 			io.WriteString(c, "GET /large?"+l+" HTTP/1.1\r\n"+hostLine+"\r\n")
-			g.b.conn(t, "/large?"+l).closed(t, 5*time.Second)
+			g.b.conn(t, "/large?"+l).closed(t, 9*time.Second)
 			g.since(t, 0, "path=/large", "listener="+l, "reason=write_timeout")
 		})
 		// F23: what makes progress lives, however long it takes.

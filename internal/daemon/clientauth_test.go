@@ -74,7 +74,7 @@ func (w *world) find(t testing.TB, want ...string) map[string]any {
 	if _, v, ok := strings.Cut(needle, "="); ok {
 		needle = v
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		for _, line := range strings.Split(w.log.String(), "\n") {
 			if !strings.Contains(line, needle) {
@@ -656,7 +656,7 @@ func TestIdentityUnderConcurrency(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(60 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(3 * time.Minute))
 				r := bufio.NewReader(c)
 				for n := range each {
 					path := fmt.Sprintf("/%d/%d", i, n)

@@ -259,6 +259,11 @@ func happens(c chan struct{}, limit time.Time) bool {
 	case <-c:
 		return true
 	case <-time.After(time.Until(limit)):
+	}
+	select {
+	case <-c: // both, when the machine stood still
+		return true
+	default:
 		return false
 	}
 }
@@ -369,14 +374,14 @@ func (w *world) sessions(t testing.TB, conf *tls.Config) (all []*session) {
 // ends waits for the end of a strand whose client is not trusted any more since start.
 func (x *strand) ends(t testing.TB, w *world, start time.Time, found string) {
 	t.Helper()
-	if !happens(x.over, start.Add(within()+time.Second)) {
+	if !happens(x.over, start.Add(within()+10*time.Second)) {
 		t.Errorf("%s: still open after %v", x, time.Since(start))
 		return
 	}
 	x.mu.Lock()
 	took, complete, reset, code := x.at.Sub(start), x.complete, x.reset, x.code
 	x.mu.Unlock()
-	if took > within() || x.busy && took < 3*time.Second || !x.busy && took > 3*time.Second && !raceEnabled || took < 0 {
+	if took > allowed(start) || x.busy && took < 3*time.Second || !x.busy && took > 3*time.Second+stood(start) && !raceEnabled || took < 0 {
 		t.Errorf("%s: ended after %v", x, took)
 	}
 	// What was cut must not look complete.
@@ -399,7 +404,7 @@ func (x *strand) recorded(t testing.TB, w *world, found string) {
 // a moment, then the connection ends.
 func (s *session) ends(t testing.TB, w *world, start time.Time, found string) {
 	t.Helper()
-	if !happens(s.ended, start.Add(within()+time.Second)) {
+	if !happens(s.ended, start.Add(within()+10*time.Second)) {
 		t.Fatalf("%s: still open after %v", s.name(), time.Since(start))
 	}
 	busy, highest := false, uint32(0)
@@ -411,7 +416,7 @@ func (s *session) ends(t testing.TB, w *world, start time.Time, found string) {
 		}
 	}
 	took := s.at.Sub(start)
-	if took > within() || busy && took < 3*time.Second || !busy && took > 3*time.Second && !raceEnabled || took < 0 {
+	if took > allowed(start) || busy && took < 3*time.Second || !busy && took > 3*time.Second+stood(start) && !raceEnabled || took < 0 {
 		t.Errorf("%s: ended after %v", s.name(), took)
 	}
 	if errors.Is(s.last, os.ErrDeadlineExceeded) {
@@ -482,7 +487,7 @@ func TestEnforceStreams(t *testing.T) {
 	}
 	t.Run("A32/deaf", func(t *testing.T) {
 		r := w.find(t, "client="+deaf.name(), "path=/flood", "reason=client_no_longer_trusted")
-		if took := time.Since(start); took > within() || !strings.HasPrefix(fmt.Sprint(r["found"]), found) {
+		if took := time.Since(start); took > allowed(start) || !strings.HasPrefix(fmt.Sprint(r["found"]), found) {
 			t.Errorf("after %v: %v", took, r)
 		}
 		w.find(t, "client="+deaf.name(), "kind=ended", "reason=client_no_longer_trusted")
@@ -700,20 +705,21 @@ func TestEnforceStreamsLast(t *testing.T) {
 	if !happens(s.ended, start.Add(20*time.Second)) {
 		t.Fatal("still open")
 	}
-	if took := s.at.Sub(start); took > within() {
+	if took := s.at.Sub(start); took > allowed(start) {
 		t.Errorf("ended after %v", took)
 	}
+	tardy := raceEnabled || stood(start) > time.Second // what is short is not short any more
 	for _, x := range []*strand{short, over2, rpc} {
-		if !x.complete && !raceEnabled {
+		if !x.complete && !tardy {
 			t.Errorf("%s: %q, expected all of it", x, x.data)
 		}
 	}
-	if rpc.trailer != "0" && !raceEnabled {
+	if rpc.trailer != "0" && !tardy {
 		t.Errorf("grpc-status %q", rpc.trailer)
 	}
 	if n := len(s.away); late.status == "" && n > 0 && s.away[n-1].LastStreamID < late.id {
 		t.Log("it came behind the last one that is served")
-	} else if late.status == "" && raceEnabled {
+	} else if late.status == "" && tardy {
 		t.Log("the end of the connection was faster")
 	} else if late.status != "403" {
 		t.Errorf("%s: %q %q", late, late.status, late.data)

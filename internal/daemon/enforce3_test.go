@@ -1,6 +1,8 @@
 package daemon_test
 
 import (
+	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,8 @@ func TestEnforceDecided(t *testing.T) {
 			target := streams(t)
 			w.start(conf, target)
 			client := w.client("b.test", w.ca.Client("bob"))
+			seen := w.hold(t, "WebSocket", w.client("a.test", nil)) // which the sweep ends
+			seen.follow()
 			var over chan struct{}
 			var name string
 			began := make(chan struct{})
@@ -47,12 +51,14 @@ func TestEnforceDecided(t *testing.T) {
 					}
 				}()
 			} else {
-				h := &held{kind: "idle", ended: make(chan struct{})}
-				h = w.hold(t, "idle", client)
-				h.kind, name, over = "WebSocket", h.conn.LocalAddr().String(), h.ended
+				h := w.hold(t, "idle", client)
+				name, over = h.conn.LocalAddr().String(), h.ended
 				go func() {
-					h.begin(t)
-					close(began)
+					fmt.Fprint(h.conn, wsRequest("/ws", "a.test", "b.test"))
+					if resp, err := http.ReadResponse(h.r, nil); err != nil || resp.StatusCode != 101 {
+						t.Errorf("%v %v", resp, err)
+					}
+					close(began) // and what is said over it may come too late already
 					h.follow()
 				}()
 			}
@@ -61,14 +67,17 @@ func TestEnforceDecided(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Fatal("nobody asks", w.log.String())
 			}
-			w.reload(strings.Replace(conf, `!= "nobody"`, `!= "bob"`, 1), target)
-			time.Sleep(800 * time.Millisecond)
+			next := strings.Replace(conf, `!= "nobody"`, `!= "bob"`, 1)
+			w.reload(strings.Replace(next, "routes: [{match: {path: /ws}", "routes: [{match: {path: /wss}", 1), target)
+			if !happens(seen.ended, time.Now().Add(10*time.Second)) { // soon: who asks has 2 s for the answer
+				t.Fatal("the sweep does not come by")
+			}
 			say()
 			start := time.Now()
 			if !happens(began, start.Add(10*time.Second)) {
 				t.Fatal("it does not begin")
 			}
-			if !happens(over, start.Add(within()+time.Second)) {
+			if !happens(over, start.Add(within()+10*time.Second)) {
 				t.Fatal("it goes on")
 			}
 			r := w.find(t, "client="+name, "path=/ws", "reason=client_no_longer_trusted")

@@ -15,7 +15,7 @@ func TestForwardSticky(t *testing.T) {
 	w.file("clients.crl", w.ca.CRL(testpki.Number(1)))
 	w.start(strings.NewReplacer("routes: [{upstream: api}]", "routes: [{forward: [{upstream: api, weight: 1}, {upstream: other, weight: 1}], forward_sticky: client}]",
 		`{api: {targets: ["http://BACKEND"]}}`, `{api: {targets: ["http://BACKEND"]}, other: {targets: ["http://`+b.addr+`"]}}`).Replace(byFile), a.addr)
-	for i := range 12 {
+	for i := range 16 {
 		conf := w.client("a.test", w.ca.Client(fmt.Sprint("client", i)))
 		var first string
 		for j := range 4 {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign/internal/identity"
 )
@@ -35,6 +36,9 @@ func (g *rig) anonymous(t testing.TB) map[string]net.Conn {
 		all[name] = c
 	}
 	all["a.test"] = g.connect(t, "plain")
+	for _, c := range all {
+		_ = c.SetDeadline(time.Now().Add(time.Minute)) // for a whole test
+	}
 	return all
 }
 

@@ -248,7 +248,8 @@ func TestReloadNarrows(t *testing.T) {
 	t.Run("A33/a list goes stale", func(t *testing.T) {
 		w := newWorld(t)
 		b := echo(t, "api", nil)
-		w.file("clients.crl", w.ca.CRL(testpki.NextUpdate(time.Now().Add(2*time.Second))))
+		next := time.Now().Add(4 * time.Second)
+		w.file("clients.crl", w.ca.CRL(testpki.NextUpdate(next)))
 		w.start(basic, b.addr)
 		c, err := w.dial("public", w.client("a.test", w.ca.Client("alice")))
 		if err != nil {
@@ -258,7 +259,7 @@ func TestReloadNarrows(t *testing.T) {
 		if status, _, err := roundTrip(c, r, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"); status != 200 {
 			t.Fatal(status, err)
 		}
-		time.Sleep(2500 * time.Millisecond)
+		time.Sleep(time.Until(next.Add(500 * time.Millisecond)))
 		before := b.seen()
 		if rec := refusedAfter(t, w, c, r, "a.test"); !strings.HasPrefix(fmt.Sprint(rec["found"]), "crl_stale: ") || b.seen() != before {
 			t.Errorf("%v, and the backend saw %d requests", rec, b.seen()-before)

@@ -67,6 +67,7 @@ func (w *world) h2(t testing.TB, conf *tls.Config) *h2Client {
 	conf = conf.Clone()
 	conf.NextProtos = []string{"h2"}
 	c := must(w.dial("public", conf))(t)
+	_ = c.SetDeadline(time.Now().Add(time.Minute)) // for a whole test
 	if p := c.ConnectionState().NegotiatedProtocol; p != "h2" {
 		t.Fatalf("protocol %q", p)
 	}
@@ -233,10 +234,7 @@ func TestHTTP2(t *testing.T) {
 				defer cancel()
 				down := make(chan struct{})
 				go func() { w.main.Shutdown(ctx); close(down) }()
-				time.Sleep(600 * time.Millisecond)
-				if c.Available() > 0 {
-					t.Error("no GOAWAY")
-				}
+				await(t, 5*time.Second, "GOAWAY", func() bool { return c.Available() <= 0 })
 				_, _ = pw.Write([]byte("cd"))
 				pw.Close()
 				if err := <-result; err != nil {

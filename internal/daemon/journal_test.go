@@ -99,7 +99,7 @@ func TestJournal(t *testing.T) {
 	}
 
 	w.reload("state: kept\njournal: {enabled: false}\n"+unkept, b.addr)
-	w.call("public", bad, "a.test", "/")
+	w.ended(t, w.call("public", bad, "a.test", "/")) // before it is on again
 	w.reload("state: kept\njournal: {max_records: 100}\n"+unkept, b.addr)
 	a = w.call("public", bad, "a.test", "/")
 	atLength(t, "the last refusal is kept", func() bool { return len(w.keptIn(t, journal.Query{})) >= 2 })

@@ -153,6 +153,7 @@ func (n *l4Target) answered() int {
 
 // newL4 starts a program with three targets and a listener for each case.
 func newL4(t *testing.T, kind string, header bool, cases map[string]l4Case) *l4World {
+	stood(time.Now())
 	w := &l4World{world: newWorld(t), kind: kind, dials: make(chan string, 100)}
 	var conf *tls.Config
 	if kind == "passthrough" {

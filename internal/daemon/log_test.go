@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -63,10 +62,10 @@ func TestLogOutputs(t *testing.T) {
 		t.Errorf("%s", connection)
 	}
 	for _, c := range []struct{ line, want string }{
-		{access, `^https \S+Z app/countersign/public 127\.0\.0\.1:\d+ ` + regexp.QuoteMeta(b.addr) + ` 0\.\d{3} 0\.\d{3} 0\.\d{3} 200 200 \d+ \d+ ` +
+		{access, `^https \S+Z app/countersign/public 127\.0\.0\.1:\d+ ` + regexp.QuoteMeta(b.addr) + ` \d\.\d{3} \d\.\d{3} \d\.\d{3} 200 200 \d+ \d+ ` +
 			`"GET https://a\.test:\d+/x\?y=1 HTTP/1\.1" "-" TLS_AES_128_GCM_SHA256 TLSv1\.3 api "-" "a\.test" "sha256:[0-9a-f]{64}" \S+ \S+Z "forward" "-" "-" "` +
 			regexp.QuoteMeta(b.addr) + `" "200" "-" "-" ` + trace + ` "-" "-" "-" 127\.0\.0\.1\n$`},
-		{connection, `^\S+Z 127\.0\.0\.1 \d+ \d+ TLSv1\.3 TLS_AES_128_GCM_SHA256 0\.\d{3} "CN=Alice Smith" NotBefore=\S+Z;NotAfter=\S+Z [0-9A-F]+ Success ` + trace +
+		{connection, `^\S+Z 127\.0\.0\.1 \d+ \d+ TLSv1\.3 TLS_AES_128_GCM_SHA256 \d\.\d{3} "CN=Alice Smith" NotBefore=\S+Z;NotAfter=\S+Z [0-9A-F]+ Success ` + trace +
 			` X25519MLKEM768 app/countersign/public 127\.0\.0\.1\n$`},
 		{combined, `^127\.0\.0\.1 - CN=Alice\\x20Smith \[\S+ \+0000\] "GET /x\?y=1 HTTP/1\.1" 200 \d+ "-" "-"\n$`},
 	} {
@@ -134,6 +133,7 @@ func TestLogDoesNotStall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		const n = 1500
 		took := make([]time.Duration, n)
 		path := "/" + strings.Repeat("x", 200)
@@ -160,18 +160,27 @@ func TestLogDoesNotStall(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer stuck.Close()
-		sleep := exec.Command("sleep", "60")
+		sleep := exec.Command("sleep", "600")
 		sleep.Stdin = r
 		if err := sleep.Start(); err != nil {
 			t.Skip("sleep is missing")
 		}
 		defer sleep.Process.Kill()
-		free, _ := worst(t, io.Discard)
-		slow, metrics := worst(t, stuck)
-		dropped := metrics[`countersign_log_dropped_total{output="stdout"}`]
-		t.Logf("p99 %v with a reader, %v without; %s lines dropped", free, slow, dropped)
-		if slow > 3*free+5*time.Millisecond || dropped == "0" || dropped == "" {
-			t.Errorf("p99 %v instead of %v, %q lines dropped", slow, free, dropped)
+		for try := 1; ; try++ { // whatever else the machine does may come in only one of the two
+			free, _ := worst(t, io.Discard)
+			slow, metrics := worst(t, stuck)
+			dropped := metrics[`countersign_log_dropped_total{output="stdout"}`]
+			t.Logf("p99 %v with a reader, %v without; %s lines dropped", free, slow, dropped)
+			if dropped == "0" || dropped == "" {
+				t.Errorf("%q lines dropped", dropped)
+			}
+			if slow <= 3*free+5*time.Millisecond {
+				break
+			}
+			if try == 3 {
+				t.Errorf("p99 %v instead of %v, three times", slow, free)
+				break
+			}
 		}
 		r.Close() // sleep has it too; it ends what is stuck when it is killed
 	})
@@ -198,12 +207,7 @@ func TestRunWithoutReader(t *testing.T) {
 		os.Exit(0)
 	}
 	t.Run("H13/SIGPIPE", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		l.Close()
+		addr := freeAddr(t)
 		conf := filepath.Join(t.TempDir(), "countersign.yaml")
 		if err := os.WriteFile(conf, []byte("listeners: {web: {listen: '"+addr+"', protocol: http, hosts: [{names: [a.test], client_auth: {mode: off}, routes: [{upstream: api}]}]}}\n"+
 			"upstreams: {api: {targets: ['http://127.0.0.1:1']}}\n"), 0o600); err != nil {

@@ -217,7 +217,7 @@ func TestMatrix(t *testing.T) {
 	many := w.ca.Client("many")
 	many.Chain = append(append([][]byte{}, many.Chain...), w.servers.DER(), foreign.DER(), deep.DER())
 	big32 := pkix.Extension{Id: []int{1, 3, 6, 1, 4, 1, 99999, 2}, Value: must(asn1.Marshal(make([]byte, 33<<10)))(t)}
-	brief := w.ca.Client("brief", testpki.NotAfter(soon()))
+	brief := w.ca.Client("brief", testpki.NotAfter(soon().Add(3*time.Second))) // all are let in before
 	const unverified, plain = "mode: request_unverified, trust_store: plain", "mode: require, trust_store: plain"
 	misfits := []misfit{
 		{"A34", "missing", "client_cert_missing", nil, "mode: request, trust_store: plain", plain},
@@ -384,7 +384,7 @@ func TestResumedIsVerified(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	b := echo(t, "api", nil)
-	end := soon()
+	end := soon().Add(3 * time.Second) // all are let in before
 	w.file("clients.pem", w.root.PEM())
 	brief := w.root.Intermediate("Brief CA", testpki.NotAfter(end))
 	w.file("brief.crl", w.ca.CRL(testpki.NextUpdate(end)))

@@ -381,13 +381,13 @@ func TestBytes(t *testing.T) {
 		}
 	})
 	t.Run("tls idle", func(t *testing.T) {
+		start := time.Now()
 		c, err := w.dial("secure", w.client("a.test", w.ca.Client("alice")))
 		if err != nil {
 			t.Fatal(err)
 		}
-		start := time.Now()
 		_, _ = io.ReadAll(c)
-		if took := time.Since(start); took < time.Second || took > 3*time.Second {
+		if took := time.Since(start); took < time.Second || took > 8*time.Second { // dial would give up after 10 s
 			t.Errorf("ended after %v, expected tunnel_idle of 1s", took)
 		}
 		w.record("kind=tunnel", "listener=secure", "reason=idle_closed")
@@ -403,12 +403,12 @@ func TestBytes(t *testing.T) {
 	}
 	t.Run("tcp", func(t *testing.T) { talk(t, dial(t, "tcp", w.addr("raw")), "") })
 	t.Run("lifetime", func(t *testing.T) {
-		c := dial(t, "tcp", w.addr("raw"))
 		start := time.Now()
-		stop := time.AfterFunc(5*time.Second, func() { c.Close() })
+		c := dial(t, "tcp", w.addr("raw"))
+		stop := time.AfterFunc(10*time.Second, func() { c.Close() })
 		defer stop.Stop()
 		go func() {
-			for range 40 { // never idle
+			for { // never idle
 				if _, err := fmt.Fprint(c, "tick\n"); err != nil {
 					return
 				}
@@ -416,7 +416,7 @@ func TestBytes(t *testing.T) {
 			}
 		}()
 		_, _ = io.Copy(io.Discard, c)
-		if took := time.Since(start); took < time.Second || took > 2500*time.Millisecond {
+		if took := time.Since(start); took < time.Second || took > 8*time.Second {
 			t.Errorf("ended after %v, expected lifetime of 1s", took)
 		}
 		w.record("kind=tunnel", "listener=raw", "reason=lifetime_reached")

@@ -82,7 +82,9 @@ func TestOps(t *testing.T) {
 		}
 		a := w.call("public", w.client("a.test", nil), "a.test", "/")
 		w.ended(t, a)
-		time.Sleep(50 * time.Millisecond)
+		w.awaitMetric(`countersign_requests_total{listener="public",reason="completed"}`, "1") // counted behind the answer
+		w.awaitMetric(`countersign_request_duration_seconds_count{listener="public"}`, "1")
+		w.awaitMetric(`countersign_upstream_idle_connections{target="`+b.addr+`",upstream="api"}`, "1")
 		got := w.scrape(t)
 		for series, value := range map[string]string{
 			`countersign_handshakes_total{listener="public",reason="completed"}`:            "1",
@@ -145,6 +147,7 @@ func TestMetricCardinality(t *testing.T) {
 		return hex.EncodeToString(b[:])
 	}
 	live := w.keep(t, "public", w.client("off.test", nil))
+	_ = live.SetDeadline(time.Now().Add(2 * time.Minute)) // over all that follows
 	var last string
 	for i := range 500 {
 		name := random() + ".test"

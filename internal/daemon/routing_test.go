@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,7 +54,7 @@ func (w *world) line(t testing.TB, version string, conf *tls.Config, last byte) 
 	}
 	raw := must(from(last, w.addr("public")))(t)
 	t.Cleanup(func() { raw.Close() })
-	_ = raw.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = raw.SetDeadline(time.Now().Add(2 * time.Minute))
 	l := &line{conn: tls.Client(raw, conf)}
 	if err := l.conn.Handshake(); err != nil {
 		t.Fatal(err)
@@ -707,7 +708,7 @@ func TestRouteShares(t *testing.T) {
 	gone.Close()
 	pools := ""
 	for name, addr := range map[string]string{"two": two.addr, "none": none.addr, "copied": copied.addr, "silent": silent.Addr().String(), "gone": gone.Addr().String()} {
-		pools += fmt.Sprintf("  %s: {targets: [\"http://%s\"], timeouts: {response: 2s, idle: 1s}}\n", name, addr)
+		pools += fmt.Sprintf("  %s: {targets: [\"http://%s\"], timeouts: {response: 1m, idle: 1s}}\n", name, addr)
 	}
 	w.start(routes(one.addr, `
 - {match: {path: /w}, forward: [{upstream: api, weight: 9}, {upstream: two, weight: 1}, {upstream: none, weight: 0}]}
@@ -765,20 +766,24 @@ func TestRouteShares(t *testing.T) {
 			for range 100 {
 				l.get("/half")
 			}
+			await(t, 10*time.Second, "copies", func() bool { return copied.seen()-before >= 20 })
 			time.Sleep(200 * time.Millisecond)
-			if n := copied.seen() - before; n < 20 || n > 80 {
+			if n := copied.seen() - before; n > 80 {
 				t.Errorf("%d of 100 were copied", n)
 			}
 		})
 		t.Run(version+"/a mirror that is gone", func(t *testing.T) {
-			start := time.Now()
+			var took []time.Duration
 			for range 50 {
+				start := time.Now()
 				if got := l.get("/gone"); got.status != 200 {
 					t.Fatal(got)
 				}
+				took = append(took, time.Since(start))
 			}
-			if took := time.Since(start); took > time.Second {
-				t.Errorf("50 requests took %v", took)
+			slices.Sort(took)
+			if median := took[len(took)/2]; median > 20*time.Millisecond {
+				t.Errorf("half of the requests took over %v", median)
 			}
 		})
 	}
@@ -790,10 +795,11 @@ func TestRouteShares(t *testing.T) {
 					t.Fatal(got)
 				}
 			}
-			if took := time.Since(start); took > time.Second {
+			if took := time.Since(start); took > 15*time.Second { // a copy goes on for a minute
 				t.Errorf("100 requests took %v", took)
 			}
-			if n := accepted.Load(); n > 64 || n < 30 {
+			await(t, 10*time.Second, "copies", func() bool { return accepted.Load() >= 30 })
+			if n := accepted.Load(); n > 64 {
 				t.Errorf("%d copies are under way, expected at most 64", n)
 			}
 		})

@@ -30,7 +30,7 @@ func TestSignaturesBehindStart(t *testing.T) {
 	block.Bytes[len(block.Bytes)-1] ^= 1
 	w.file(name(n-1)+".pem", append(pem.EncodeToMemory(block), rest...))
 	w.start(conf, "")
-	await(t, 30*time.Second, "condition", func() bool {
+	await(t, 2*time.Minute, "condition", func() bool {
 		texts := w.condition("certificate_damaged")
 		return len(texts) == 1 && strings.Contains(texts[0], name(n-1)+".pem") && strings.Contains(texts[0], "did not sign certificate 1")
 	})

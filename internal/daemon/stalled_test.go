@@ -82,7 +82,7 @@ upstreams:
 		t.Fatal(err)
 	}
 	w.awaitMetric(`countersign_ocsp_exchanges_total{outcome="answered"}`, "1")
-	time.Sleep(300 * time.Millisecond)
+	w.record("client="+raw2.LocalAddr().String(), "reason=client_no_longer_trusted")
 	close(s.release)
 	if err := <-done; err != nil {
 		t.Fatal(err)

@@ -130,7 +130,11 @@ func (s *stepWorld) browser(t testing.TB, cert *testpki.Cert) *browser {
 		if port == "8443" {
 			listener = "certs"
 		}
-		return s.dial(listener, s.client(name, b.cert))
+		c, err := s.dial(listener, s.client(name, b.cert))
+		if err != nil {
+			return nil, err
+		}
+		return c, c.SetDeadline(time.Now().Add(time.Minute)) // it is used again, as long as the test takes
 	}, MaxIdleConns: 10}
 	t.Cleanup(transport.CloseIdleConnections)
 	b.Client = &http.Client{Jar: jar, Transport: transport, Timeout: 20 * time.Second, CheckRedirect: func(req *http.Request, _ []*http.Request) error {
@@ -633,6 +637,7 @@ func TestStepUpEnds(t *testing.T) {
 
 // TestStepUpEndsAnswers shows that an answer under way does not outlive the trust in its client.
 func TestStepUpEndsAnswers(t *testing.T) {
+	stood(time.Now())
 	slow, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -673,7 +678,7 @@ func TestStepUpEndsAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	if _, err := io.Copy(io.Discard, revoked.Body); err == nil || time.Since(start) > within() {
+	if _, err := io.Copy(io.Discard, revoked.Body); err == nil || time.Since(start) > allowed(start) {
 		t.Errorf("ended after %s: %v", time.Since(start), err)
 	}
 	if n, err := other.Body.Read(make([]byte, 5)); n == 0 || err != nil {
@@ -704,6 +709,7 @@ func TestStepUpSetCookie(t *testing.T) {
 }
 
 func TestStepUpWebSocket(t *testing.T) {
+	stood(time.Now())
 	addr, _ := wsBackend(t, func(head string) string {
 		if strings.Contains(head, "Upgrade: websocket") {
 			return switching(wsAccept())
@@ -717,6 +723,7 @@ func TestStepUpWebSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		_, _ = io.WriteString(c, wsRequest("/staff/ws", "Sec-WebSocket-Protocol: chat", "Accept: text/html\r\nCookie: "+cookie))
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
@@ -746,7 +753,7 @@ func TestStepUpWebSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	if _, err := c.Read(echo); err == nil || time.Since(start) > within() {
+	if _, err := c.Read(echo); err == nil || time.Since(start) > allowed(start) {
 		t.Errorf("ended after %s: %v", time.Since(start), err)
 	}
 	s.find(t, "reason=client_no_longer_trusted", "path=/staff/ws", "client_subject=CN=alice")

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"encoding/hex"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -255,7 +256,11 @@ func TestTracingAllocations(t *testing.T) {
 	}
 	_ = conn.SetDeadline(time.Time{})
 	call := newCaller(t, conn)
-	if got := mallocs(5000, func() { call.call(t) }); got > bare+0.05 {
+	got := math.Inf(1)
+	for range 3 { // of which others may disturb one
+		got = min(got, mallocs(5000, func() { call.call(t) }))
+	}
+	if got > bare+0.05 {
 		t.Errorf("a request that is not traced allocates %.3f objects; expected at most the %.3f of crypto/tls itself", got, bare)
 	}
 }

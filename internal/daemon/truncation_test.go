@@ -67,12 +67,17 @@ func TestTruncatedBytes(t *testing.T) {
 		})
 	}
 	t.Run("E21/a client that ends without close_notify", func(t *testing.T) {
-		got := make(chan error, 1)
+		const half = "half of the order"
+		arrived, got := make(chan struct{}), make(chan error, 1)
 		l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 		defer l.Close()
 		go func() {
 			c, err := l.Accept()
 			if err == nil {
+				_, err = io.ReadFull(c, make([]byte, len(half)))
+			}
+			if err == nil {
+				close(arrived)
 				_, err = io.ReadAll(c)
 			}
 			got <- err
@@ -80,8 +85,12 @@ func TestTruncatedBytes(t *testing.T) {
 		w.reload(conf, l.Addr().String())
 		raw := must(net.Dial("tcp", w.addr("secure")))(t)
 		c := tls.Client(raw, w.client("a.test", w.ca.Client("alice")))
-		fmt.Fprint(c, "half of the order")
-		time.Sleep(200 * time.Millisecond)
+		fmt.Fprint(c, half)
+		select {
+		case <-arrived:
+		case err := <-got:
+			t.Fatalf("what the client sent did not arrive: %v", err)
+		}
 		raw.Close()
 		if err := <-got; err == nil {
 			t.Error("the target saw a clean end")

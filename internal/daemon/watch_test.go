@@ -19,7 +19,7 @@ func TestFilesWatched(t *testing.T) {
 	hash := w.main.Hash()
 	t.Run("H05/a list that revokes alice", func(t *testing.T) {
 		w.file("clients.crl", w.ca.CRL(alice))
-		for deadline := time.Now().Add(15 * time.Second); w.main.Hash() == hash; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); w.main.Hash() == hash; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("never noticed: %s", w.ops.String())
 			}
@@ -28,6 +28,7 @@ func TestFilesWatched(t *testing.T) {
 			t.Errorf("alice still gets in: %d", status)
 		}
 		w.record("reason=client_cert_revoked")
+		await(t, 10*time.Second, "the log to tell of it", func() bool { return strings.Count(w.ops.String(), "configuration in force") > 1 })
 		if n := strings.Count(w.ops.String(), "configuration in force"); n != 2 {
 			t.Errorf("%d loads, expected the first and one more", n)
 		}

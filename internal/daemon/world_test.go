@@ -124,7 +124,7 @@ var sources atomic.Uint32
 // gives the same port again for another destination.
 func dialFrom(addr string) (net.Conn, error) {
 	n := sources.Add(1)
-	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(n>>16), byte(n>>8), byte(n))}}
+	d := net.Dialer{Timeout: 15 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(n>>16), byte(n>>8), byte(n))}}
 	return d.Dial("tcp", addr)
 }
 
@@ -146,12 +146,12 @@ func tls12(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }
 
 // dial opens a TLS connection; the handshake may succeed although the server refuses (TLS 1.3).
 func (w *world) dial(listener string, conf *tls.Config) (*tls.Conn, error) {
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 15 * time.Second}, Config: conf}
 	c, err := d.Dial("tcp", w.addr(listener))
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	w.t.Cleanup(func() { c.Close() })
 	return c.(*tls.Conn), nil
 }
@@ -183,7 +183,7 @@ func roundTrip(c net.Conn, r *bufio.Reader, request string) (int, string, error)
 // record waits for a log line that has all of the given fields, written as key=value.
 func (w *world) record(want ...string) map[string]any {
 	w.t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		for _, line := range strings.Split(w.log.String(), "\n") {
 			var m map[string]any

@@ -107,7 +107,7 @@ func (n *tunnel) end(why reason.Reason, in, out int64) {
 // idlePipes fails if any pipe is neither spare nor closed.
 func idlePipes(t testing.TB) {
 	t.Helper()
-	for range 200 {
+	for range 2000 {
 		if int(pipesOpen.Load()) == len(sparePipes) {
 			return
 		}
@@ -205,7 +205,7 @@ func TestTunnel(t *testing.T) {
 			t.Run("idle", func(t *testing.T) {
 				n := join(t, way.from, "", time.Minute, 0)
 				time.Sleep(20 * time.Millisecond)
-				n.watch.Sweep(time.Now().Add(59*time.Second), false)
+				n.watch.Sweep(n.clock.Waited().Add(59*time.Second), false) // that clock stands still
 				_, _ = n.client.Write([]byte("x"))
 				one := make([]byte, 1)
 				if _, err := io.ReadFull(n.target, one); err != nil {

@@ -31,6 +31,15 @@ func flush(t testing.TB, j *Journal, n int, give func()) {
 	before := done()
 	give()
 	j.hurry()
+	eventually(t, "it is taken", func() bool {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return len(j.waiting.events)+len(j.waiting.seen) == 0
+	})
+	// The writer may have come in the middle of it, and have written a part. Who has received the first of two more wakes is
+	// through with all that was taken.
+	j.wake <- struct{}{}
+	j.wake <- struct{}{}
 	eventually(t, "it is written", func() bool { return done() >= before+n })
 }
 

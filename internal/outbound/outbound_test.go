@@ -413,7 +413,7 @@ func TestBounds(t *testing.T) {
 		t.Helper()
 		start := time.Now()
 		err := refused(t, quick, get(address), "within 150ms")
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 3*time.Second {
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 20*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	}

@@ -125,23 +125,31 @@ func TestFlood(t *testing.T) {
 		for range 3000 {
 			l.Request(&r, "abcd", nil)
 		}
-		eventually(t, "two summaries", func() bool { return strings.Count(out.String(), `"kind":"suppressed"`) == 2 })
-		b.Close()
-		lines := map[string]int{}
-		for line := range strings.Lines(out.String()) {
-			var v struct {
-				Kind, Reason string
-				Lines        int
+		lines, counted := map[string]int{}, 0
+		count := func() {
+			text := out.String()
+			for line := range strings.Lines(text[counted:]) {
+				var v struct {
+					Kind, Reason string
+					Lines        int
+				}
+				if err := json.Unmarshal([]byte(line), &v); err != nil {
+					t.Fatalf("%v: %s", err, line)
+				}
+				if v.Kind == "suppressed" {
+					lines["suppressed "+v.Reason] += v.Lines
+				} else {
+					lines[v.Reason]++
+				}
 			}
-			if err := json.Unmarshal([]byte(line), &v); err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			if v.Kind == "suppressed" {
-				lines["suppressed "+v.Reason] += v.Lines
-			} else {
-				lines[v.Reason]++
-			}
+			counted = len(text)
 		}
+		// A flood of more than a second, on a slow machine, has more summaries than one.
+		for _, code := range []string{"route_not_found", "hello_timeout"} {
+			eventually(t, "the summaries of "+code, func() bool { count(); return lines[code]+lines["suppressed "+code] >= 5000 })
+		}
+		b.Close()
+		count()
 		for _, code := range []string{"route_not_found", "hello_timeout"} {
 			// The second may change meanwhile, once or twice.
 			if n := lines[code]; n < 1000 || n > 3000 || n+lines["suppressed "+code] != 5000 {
@@ -233,7 +241,7 @@ func TestPlan(t *testing.T) {
 	}
 	select {
 	case <-first.done:
-	default:
+	case <-time.After(10 * time.Second):
 		t.Error("its goroutine is still there")
 	}
 }
@@ -255,9 +263,11 @@ func TestStuckReader(t *testing.T) {
 		defer cmd.Process.Kill()
 		free, stuck := NewBook(io.Discard), NewBook(w)
 		defer free.Close()
-		fast, slow := p99(free.Listener("public"), 30000), p99(stuck.Listener("public"), 30000)
+		const records = 40000 // more than twice what may wait
+		l, o := stuck.Listener("public"), (*stuck.outputs.Load())[0]
+		fast, slow := p99(free.Listener("public"), records), p99(l, records)
 		dropped := testutil.ToFloat64(stuck.dropped.WithLabelValues("stdout"))
-		t.Logf("p99 of a record: %v with a reader, %v without; %v of 30000 lines dropped", fast, slow, dropped)
+		t.Logf("p99 of a record: %v with a reader, %v without; %v of %d lines dropped", fast, slow, dropped, records)
 		if dropped == 0 || slow > fast+time.Millisecond {
 			t.Errorf("p99 %v instead of %v, %v dropped", slow, fast, dropped)
 		}
@@ -268,15 +278,20 @@ func TestStuckReader(t *testing.T) {
 			read <- data
 		}()
 		eventually(t, "the writer is through", func() bool {
-			o := (*stuck.outputs.Load())[0]
 			o.mu.Lock()
 			defer o.mu.Unlock()
-			return len(o.pending) == 0
+			return len(o.pending) == 0 && o.spare != nil
 		})
 		stuck.Close()
 		w.Close()
 		got, others := paths(t, <-read)
-		if len(others) != 1 || others[0]["kind"] != "dropped" || others[0]["lines"] != dropped || len(got)+int(dropped) != 30000 {
+		told := 0.0 // in one line, or in two where the writer came late to its first lines
+		for _, o := range others {
+			if lines, ok := o["lines"].(float64); ok && o["kind"] == "dropped" {
+				told += lines
+			}
+		}
+		if len(others) < 1 || len(others) > 2 || told != dropped || len(got)+int(dropped) != records {
 			t.Errorf("%d lines, %v dropped, others: %v", len(got), dropped, others)
 		}
 	})
@@ -301,9 +316,10 @@ func TestStuckReader(t *testing.T) {
 		eventually(t, "three attempts", func() bool { return testutil.ToFloat64(b.failures.WithLabelValues("stdout")) >= 3 })
 		begin := time.Now()
 		b.Close()
-		if took := time.Since(begin); took > 2*time.Second {
+		if took := time.Since(begin); took > 10*time.Second { // lines that nobody takes would be tried for ever
 			t.Errorf("Close took %v", took)
 		}
+		eventually(t, "the lines are counted", func() bool { return testutil.ToFloat64(b.dropped.WithLabelValues("stdout")) == 100 })
 		if told.Load() != 1 || testutil.ToFloat64(b.dropped.WithLabelValues("stdout")) != 100 {
 			t.Errorf("told %d times, %v dropped", told.Load(), testutil.ToFloat64(b.dropped.WithLabelValues("stdout")))
 		}

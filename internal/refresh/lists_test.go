@@ -575,7 +575,7 @@ func TestListsOnDisk(t *testing.T) {
 		d.Want([]Source{{URL: url, Signers: only(root)}})
 		start := time.Now()
 		d.has(url, seven)
-		if wait := time.Since(start); wait > time.Second {
+		if wait := time.Since(start); wait > 20*time.Second {
 			t.Errorf("waited %v for a server that hangs", wait)
 		}
 	})

@@ -565,7 +565,7 @@ func TestHalf(t *testing.T) {
 		d.condition(Refused, "more/a")
 		d.same("one|one", 1)
 		d.mkdir("more")
-		d.write("more/a", "a")
+		d.change(func() { d.write("more/a", "a") })
 		d.expect("one|one|a", 2)
 		d.put("c.yaml", "tls.crt tls.key more/a b")
 		d.condition(Refused, "b: no such file")

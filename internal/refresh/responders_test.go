@@ -496,7 +496,7 @@ func TestRespondersNoCrossAnswers(t *testing.T) {
 		goodQ.Responder, badQ.Responder = server.URL, server.URL
 		answers := trust.NewAnswers(0)
 		client := outbound.New(outbound.Options{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
-		r := NewResponders(RespondersConfig{Client: client, Answers: answers})
+		r := NewResponders(RespondersConfig{Client: client, Answers: answers, Timeout: time.Minute})
 		defer r.Close()
 		var all sync.WaitGroup
 		for i := range 1000 {

@@ -35,7 +35,7 @@ func pair(t *testing.T) (client, server *net.TCPConn) {
 // eventually waits for the kernel to have delivered what the other side did.
 func eventually(t *testing.T, want State, get func() State) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Second); get() != want; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); get() != want; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("state is %d, expected %d", get(), want)
 		}
@@ -194,7 +194,7 @@ func TestMore(t *testing.T) {
 	t.Run("waits for no peer that waits for it", func(t *testing.T) {
 		s, peer := open(t)
 		start := time.Now()
-		for range 30 { // the system would let go of each after 0.2 s
+		for range 50 { // the system would let go of each after 0.2 s
 			say(t, s, "ticket")
 			done := make(chan error, 1)
 			go func() {
@@ -207,8 +207,8 @@ func TestMore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if d := time.Since(start); d > 3*time.Second {
-			t.Error("30 times took", d)
+		if d := time.Since(start); d > 8*time.Second {
+			t.Error("50 times took", d)
 		}
 	})
 	t.Run("what has arrived is read", func(t *testing.T) {

@@ -47,6 +47,21 @@ func newStore(t testing.TB, opts Options, lists [][]byte, anchors ...*testpki.Ce
 	return NewStore("partners", certs, crls, nil, opts)
 }
 
+// quickly fails unless f takes no longer than most, once in three times: a machine that does something else meanwhile does
+// not do so every time.
+func quickly(t *testing.T, most time.Duration, f func()) {
+	t.Helper()
+	var took time.Duration
+	for range 3 {
+		start := time.Now()
+		if f(); time.Since(start) <= most {
+			return
+		}
+		took = time.Since(start)
+	}
+	t.Errorf("took %v", took)
+}
+
 func verify(s *Store, c *testpki.Cert) Verdict { return s.Verify(c.Presented(), time.Now()) }
 
 // refused asserts reason, depth and that the evidence is there and short.
@@ -251,11 +266,7 @@ func TestRefuseChain(t *testing.T) {
 		for range 7 {
 			certs = append(certs, x.Intermediate("Y", testpki.Like(y)).Cert)
 		}
-		start := time.Now()
-		refused(t, s.Verify(certs, time.Now()), reason.ClientCertUntrusted, 2)
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("took %v", d)
-		}
+		quickly(t, time.Second, func() { refused(t, s.Verify(certs, time.Now()), reason.ClientCertUntrusted, 2) })
 	})
 	t.Run("B19/two anchors of one name", func(t *testing.T) {
 		old := testpki.New(t)
@@ -287,13 +298,11 @@ func TestRefuseChain(t *testing.T) {
 		alice := testpki.New(t, testpki.RawSubject(bomb.Cert.RawSubject)).Client("alice")
 		s := store(t, Options{MaxPresented: 10}, root)
 		certs := append([]*x509.Certificate{alice.Cert}, bomb.Presented()...)
-		start := time.Now()
-		for range 100 {
-			refused(t, s.Verify(certs, time.Now()), reason.ClientCertWeakKey, 1)
-		}
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("100 verdicts took %v", d)
-		}
+		quickly(t, time.Second, func() {
+			for range 100 {
+				refused(t, s.Verify(certs, time.Now()), reason.ClientCertWeakKey, 1)
+			}
+		})
 	})
 	t.Run("B21/many issuers of one name", func(t *testing.T) {
 		name := testpki.RawSubject(testpki.New(t).Cert.RawSubject)
@@ -301,11 +310,9 @@ func TestRefuseChain(t *testing.T) {
 		for range 9 {
 			certs = append(certs, root.Intermediate("", name, testpki.RSA(8192)).Cert)
 		}
-		start := time.Now()
-		refused(t, store(t, Options{MaxPresented: 10}, root).Verify(certs, time.Now()), reason.ClientCertUntrusted, 0)
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("took %v", d)
-		}
+		quickly(t, time.Second, func() {
+			refused(t, store(t, Options{MaxPresented: 10}, root).Verify(certs, time.Now()), reason.ClientCertUntrusted, 0)
+		})
 	})
 	t.Run("B21/errors are bounded and clean", func(t *testing.T) {
 		evil := pkix.Name{CommonName: strings.Repeat("A\n{\"level\":\"\x1b[31m\u202e\x00", 500)}

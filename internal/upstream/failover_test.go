@@ -3,12 +3,12 @@ package upstream
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"countersign/internal/reason"
@@ -32,11 +32,16 @@ func speaking(t *testing.T, streams int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	speak(t, l, streams)
+	return l.Addr().String()
+}
+
+// speak is speaking at l.
+func speak(t *testing.T, l net.Listener, streams int) {
 	s := &http.Server{Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streams}}
 	s.Protocols.SetUnencryptedHTTP2(true)
 	go func() { _ = s.Serve(late{l}) }()
 	t.Cleanup(func() { s.Close() })
-	return l.Addr().String()
 }
 
 // late is a listener whose connections do not write before a while.
@@ -65,25 +70,39 @@ func (left) Err() error { return context.Canceled }
 // hole is the address of a target that no packet comes back from.
 const hole = "192.0.2.1:1"
 
-// holed makes the pool of s, in which connections to hole are waited for in vain. dials counts them.
+// holed makes the pool of s in a bubble, in which connections to hole are waited for in vain, and b:1 is a target of HTTP/2.
+// dials counts those to hole.
 func holed(t *testing.T, s *Settings) (p *Pool, dials *atomic.Int32) {
 	t.Helper()
 	dials = new(atomic.Int32)
-	r := NewRegistry(func(ctx context.Context, network, address string) (net.Conn, error) {
+	w := newWorld(t)
+	l, err := w.net.Listen("tcp", "b:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	speak(t, l, 100)
+	dial := w.dial
+	w.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if address == hole {
 			dials.Add(1)
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		return new(net.Dialer).DialContext(ctx, network, address)
-	}, slog.New(slog.DiscardHandler))
-	r.Apply([]*Settings{s})()
-	t.Cleanup(func() { r.Apply(nil)() })
-	return r.Pool(s.Name), dials
+		return dial(ctx, network, address)
+	}
+	w.Apply([]*Settings{s})()
+	t.Cleanup(func() {
+		w.Apply(nil)()
+		time.Sleep(time.Minute) // dials that are still under way
+	})
+	return w.Pool(s.Name), dials
 }
 
 // TestFailover: a target that cannot be reached costs those who meet it the time of one dial, and nobody else anything.
 func TestFailover(t *testing.T) {
+	in := func(name string, f func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+	}
 	for name, pending := range map[string]int{"without a queue": 0, "with a queue": 10} {
 		t.Run("F17/to an idle connection, "+name, func(t *testing.T) {
 			many := make([]string, 100)
@@ -111,7 +130,7 @@ func TestFailover(t *testing.T) {
 		})
 	}
 
-	t.Run("H15/one dial for all who wait", func(t *testing.T) {
+	in("H15/one dial for all who wait", func(t *testing.T) {
 		s := settings("p", hole)
 		s.HTTP2, s.Connect = true, 400*time.Millisecond
 		p, dials := holed(t, s)
@@ -131,8 +150,8 @@ func TestFailover(t *testing.T) {
 		}
 	})
 
-	t.Run("H15/the other target serves all", func(t *testing.T) {
-		s := settings("p", hole, speaking(t, 100))
+	in("H15/the other target serves all", func(t *testing.T) {
+		s := settings("p", hole, "b:1")
 		s.HTTP2, s.Connect = true, 400*time.Millisecond
 		p, _ := holed(t, s)
 		var wg sync.WaitGroup
@@ -151,41 +170,38 @@ func TestFailover(t *testing.T) {
 		wg.Wait()
 	})
 
-	t.Run("H15/who waits for a dial is counted", func(t *testing.T) {
-		for version, http2 := range map[string]bool{"HTTP1": false, "HTTP2": true} {
-			t.Run(version, func(t *testing.T) {
-				good := speaking(t, 100)
-				s := settings("p", hole, good)
-				s.HTTP2, s.Connect, s.MaxConnections, s.Balance = http2, 2*time.Second, 100, LeastRequests
-				p, _ := holed(t, s)
-				if c, err := p.AcquireFor(context.Background(), Choice{Tried: []*Target{p.members[0].Target}}); err != nil { // it has a session now
-					t.Fatal(err)
-				} else {
-					c.Discard()
-				}
-				ctx, cancel := context.WithCancel(context.Background())
-				var wg sync.WaitGroup
-				defer wg.Wait()
-				defer cancel()
-				var served atomic.Int32
-				for range 20 {
-					time.Sleep(2 * time.Millisecond)
-					wg.Go(func() {
-						if c, err := p.Acquire(ctx); err == nil {
-							served.Add(1)
-							c.Discard()
-						}
-					})
-				}
-				for end := time.Now().Add(1500 * time.Millisecond); served.Load() < 16 && time.Now().Before(end); {
-					time.Sleep(5 * time.Millisecond)
-				}
-				if n := served.Load(); n < 16 { // one waits for the hole, and a few who asked at the same time as another
-					t.Errorf("%d of 20 requests were given to the target that has least to do", n)
-				}
-			})
-		}
-	})
+	for version, http2 := range map[string]bool{"HTTP1": false, "HTTP2": true} {
+		in("H15/who waits for a dial is counted/"+version, func(t *testing.T) {
+			s := settings("p", hole, "b:1")
+			s.HTTP2, s.Connect, s.MaxConnections, s.Balance = http2, 2*time.Second, 100, LeastRequests
+			p, _ := holed(t, s)
+			if c, err := p.AcquireFor(context.Background(), Choice{Tried: []*Target{p.members[0].Target}}); err != nil { // it has a session now
+				t.Fatal(err)
+			} else {
+				c.Discard()
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			var served atomic.Int32
+			for range 20 {
+				time.Sleep(2 * time.Millisecond)
+				wg.Go(func() {
+					if c, err := p.Acquire(ctx); err == nil {
+						served.Add(1)
+						c.Discard()
+					}
+				})
+			}
+			for end := time.Now().Add(1500 * time.Millisecond); served.Load() < 16 && time.Now().Before(end); {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if n := served.Load(); n < 16 { // one waits for the hole, and a few who asked at the same time as another
+				t.Errorf("%d of 20 requests were given to the target that has least to do", n)
+			}
+		})
+	}
 
 	t.Run("E25/the next priority before what was tried", func(t *testing.T) {
 		first, second := serve(t, answering(ok)), serve(t, answering(ok))
@@ -278,7 +294,7 @@ func TestNobodyWants(t *testing.T) {
 							t.Fatalf("neither a connection nor a reason: %#v", err)
 						}
 					}
-					for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && r.Stats()[0].Busy > 0; {
+					for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && r.Stats()[0].Busy > 0; {
 						time.Sleep(time.Millisecond)
 					}
 					if x := r.Stats()[0]; x.Busy != 0 || x.Open > 1 {

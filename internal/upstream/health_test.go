@@ -29,7 +29,7 @@ func checked(s *Settings) *Settings {
 // health waits for a target's state.
 func health(t *testing.T, r *Registry, target string, want bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		for _, s := range r.Stats() {
 			if s.Target == target && s.Healthy == want {
 				return

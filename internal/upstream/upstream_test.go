@@ -15,6 +15,7 @@ import (
 
 	"countersign/internal/message"
 	"countersign/internal/reason"
+	"countersign/internal/socket"
 	"countersign/internal/testpki"
 	"countersign/internal/trust"
 )
@@ -58,7 +59,7 @@ func answering(answers ...string) func(net.Conn) {
 }
 
 func settings(name string, targets ...string) *Settings {
-	return &Settings{Name: name, ID: name, Targets: addresses(targets...), Connect: 2 * time.Second, Response: time.Second, Idle: time.Second,
+	return &Settings{Name: name, ID: name, Targets: addresses(targets...), Connect: 10 * time.Second, Response: time.Second, Idle: time.Second,
 		Keepalive: time.Second, MaxConnections: 2, HeadBytes: 8 << 10, Fields: 50}
 }
 
@@ -187,7 +188,7 @@ func TestReuse(t *testing.T) {
 		for _, tt := range []struct {
 			name    string
 			serve   func(net.Conn)
-			settle  time.Duration
+			more    bool // comes behind the answer
 			reused  bool
 			unclean bool
 		}{
@@ -199,15 +200,15 @@ func TestReuse(t *testing.T) {
 				_, _ = io.WriteString(c, ok)
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
 				_, _ = c.Read(make([]byte, 1))
-			}, settle: 30 * time.Millisecond},
+			}, more: true},
 			{name: "surplus later", serve: func(c net.Conn) {
 				_, _ = c.Read(make([]byte, 4096))
 				_, _ = io.WriteString(c, ok)
 				time.Sleep(10 * time.Millisecond)
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
 				_, _ = c.Read(make([]byte, 1))
-			}, settle: 60 * time.Millisecond},
-			{name: "closed by the target", serve: answering0(ok), settle: 60 * time.Millisecond},
+			}, more: true},
+			{name: "closed by the target", serve: answering0(ok), more: true},
 		} {
 			name := "E32/plain " + tt.name
 			if secure {
@@ -234,7 +235,9 @@ func TestReuse(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.Release(!tt.unclean, time.Now())
-				time.Sleep(tt.settle)
+				for end := time.Now().Add(10 * time.Second); tt.more && c.Wire.Peek() == socket.Quiet && time.Now().Before(end); {
+					time.Sleep(time.Millisecond)
+				}
 				d, err := r.Pool("p").Acquire(context.Background())
 				if err != nil {
 					t.Fatal(err)
