@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"countersign/internal/message"
@@ -15,7 +16,9 @@ import (
 // pump sends a streaming request body while its exchange reads the response: a target may answer early. It ends with
 // the exchange.
 type pump struct {
-	x     *Exchange
+	x *Exchange
+	// last is set before the end of the body is written: what is left then waits for nobody but the target.
+	last  atomic.Bool
 	done  chan error
 	err   error
 	ended bool
@@ -45,13 +48,14 @@ func (x *Exchange) startPump(body Body, framing message.Framing, target *upstrea
 			}
 			p.done <- err
 		}()
-		err = x.send(body, framing == message.Chunked && target.Stream == nil, target, pool.Idle)
+		err = p.send(body, framing == message.Chunked && target.Stream == nil, target, pool.Idle)
 	}()
 	return p
 }
 
 // send copies body to target. A *reason.Refusal is the client's fault and ends the exchange.
-func (x *Exchange) send(body Body, chunked bool, target *upstream.Conn, idle time.Duration) error {
+func (p *pump) send(body Body, chunked bool, target *upstream.Conn, idle time.Duration) error {
+	x := p.x
 	buf := outs.Get().(*[]byte)
 	defer outs.Put(buf)
 	w := x.Watch
@@ -88,6 +92,9 @@ func (x *Exchange) send(body Body, chunked bool, target *upstream.Conn, idle tim
 		}
 		if err == io.EOF && chunked {
 			out = append(out, "0\r\n\r\n"...)
+		}
+		if err == io.EOF {
+			p.last.Store(true)
 		}
 		w.Pump.Set(w.Clock, WritingTarget, idle)
 		if len(out) > 0 {
@@ -134,7 +141,11 @@ func (w *Wait) extend(clock *Clock, p Phase, d time.Duration) {
 	}
 }
 
-// settled waits at most d for the pump to end.
+// turn is how long a busy machine may take to let the pump say that all is sent, when the target has all and has answered.
+// Who gives up earlier closes connections for no reason, and when there is much to do already.
+const turn = 100 * time.Millisecond
+
+// settled waits at most d for the pump to end, and longer if it has come to the end of the body.
 func (p *pump) settled(d time.Duration) bool {
 	if p.ended {
 		return true
@@ -144,6 +155,9 @@ func (p *pump) settled(d time.Duration) bool {
 		p.ended = true
 		return true
 	default:
+	}
+	if p.last.Load() {
+		d = max(d, turn)
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
