@@ -341,17 +341,20 @@ func TestConcurrencyLimits(t *testing.T) {
 			await(t, 10*time.Second, "end at the target", func() bool { return h.hold(path, 0) == 0 })
 			l := w.line(t, version, conf, 1)
 			out := make(chan said, 1)
+			var got said
 			await(t, 10*time.Second, "place", func() bool {
 				go func() { out <- l.get(path) }()
 				select {
-				case got := <-out:
+				case got = <-out:
 					return got.status == 200
 				case <-h.arrived:
 					h.let(path)
-					got := <-out
+					got = <-out
 					return got.status != 0 && got.status != 429
 				}
 			})
+			// The place is given back before the record is made, and after the client has its answer.
+			w.find(t, "kind=request", "client="+l.conn.LocalAddr().String(), fmt.Sprint("status=", got.status))
 		}
 		for _, c := range []struct {
 			name, path string
