@@ -25,23 +25,20 @@ func (c *slowly) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// parts is a body of HTTP/2, whose end may come after a pause.
+// parts is a body whose end may come after a pause.
 type parts struct {
 	Body
 	text  string
 	pause time.Duration
-	ended bool
 }
 
 func (b *parts) Read(p []byte) (int, error) {
 	if b.text == "" {
 		time.Sleep(b.pause)
-		b.ended = true
 		return 0, io.EOF
 	}
 	n := copy(p, b.text)
 	if b.text = b.text[n:]; b.text == "" && b.pause == 0 {
-		b.ended = true
 		return n, io.EOF
 	}
 	return n, nil
