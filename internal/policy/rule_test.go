@@ -394,7 +394,7 @@ func TestPaths(t *testing.T) {
 		{"A26/double slash, deny list", "//admin/x", `!request.path.startsWith("/admin/")`, reason.PolicyDenied},
 		{"A26/dot segments, deny list", "/pub/../admin/x", `!request.path.startsWith("/admin/")`, reason.PolicyDenied},
 		{"A26/dot segments, allow list", "/pub/../admin/x", `request.path.startsWith("/pub/")`, reason.PolicyDenied},
-		{"A26/encoded slash", "/pub%2f..", `request.path == "/pub%2f.."`, reason.PolicyDenied},
+		{"A26/encoded slash", "/pub%2fx", `request.path == "/pub%2fx"`, reason.PolicyDenied},
 		{"A26/backslash", "/admin\\x", `!request.path.startsWith("/admin/")`, reason.PolicyDenied},
 		{"A27/double encoding", "/a%2561", `request.path != "/aa"`, reason.PathUnsafe},
 		{"A27/parameter", "/admin;x", `request.path != "/admin"`, reason.PathUnsafe},
@@ -408,7 +408,7 @@ func TestPaths(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			path, err := route.Analyze([]byte(c.path), make([]byte, 0, 200))
 			if err != nil {
-				t.Skip(err) // refused by every route
+				t.Fatal(err) // no route would let it come to a rule
 			}
 			f := facts(t, known, "/")
 			f.Path = path
