@@ -219,7 +219,7 @@ func TestMutualTLSInBubble(t *testing.T) {
 
 		// No certificate: the alert arrives although the server closes at once.
 		c, s := connect()
-		go func() { _ = server(s).Handshake(); _ = s.Close() }()
+		go func(s net.Conn) { _ = server(s).Handshake(); _ = s.Close() }(s) // its own s: the next connection gets the variable
 		tc := client(c)
 		if _, err := io.ReadAll(tc); err == nil || !strings.Contains(err.Error(), "certificate required") {
 			t.Errorf("without certificate: %v, want certificate required", err)
@@ -239,7 +239,7 @@ func TestMutualTLSInBubble(t *testing.T) {
 		// Cut in the middle of the handshake.
 		c, s = connect()
 		c.CutAfter(100)
-		go func() { _ = client(c, cert).Handshake() }()
+		go func(c net.Conn) { _ = client(c, cert).Handshake() }(c)
 		if err := server(s).Handshake(); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("cut client: %v, want ECONNRESET", err)
 		}
