@@ -30,6 +30,7 @@ type asserted struct {
 	said      []byte
 	client    identity.Client
 	presented []*x509.Certificate // what the proxy asserted, leaf first; nil for a request of its own
+	belief    trust.Belief        // of presented
 	answers   uint64              // of the trust store that was asked; another one may mean another verdict
 	until     time.Time           // when to ask again; zero for never, as with a request of the proxy's own
 
@@ -82,7 +83,7 @@ func (c *lane) assertedClient(req *message.Request, host *snapshot.Host) (identi
 		return a.client, reason.Unset
 	}
 	// From here to the end nothing of the client before is left to be used.
-	a.known, a.used, a.client, a.presented, a.until = false, true, identity.Client{}, nil, time.Time{}
+	a.known, a.used, a.client, a.presented, a.belief, a.until = false, true, identity.Client{}, nil, trust.Belief{}, time.Time{}
 	a.answers = a.by.Store.Answers() // before the verdict, so that no news between the two is lost
 	c.exchange.Trailer = c.exchange.Trailer[:0]
 	proxy, _ := c.client.Identity()
@@ -110,7 +111,7 @@ func (c *lane) assertedClient(req *message.Request, host *snapshot.Host) (identi
 		if err != nil {
 			return identity.Client{}, c.disbelieve(err)
 		}
-		a.client, a.presented, a.until = identity.Present(id), certs, a.by.Store.GoodUntil(&verdict)
+		a.client, a.presented, a.belief, a.until = identity.Present(id), certs, verdict.Belief(), a.by.Store.GoodUntil(&verdict)
 		a.fragment = record.FragmentVia(c.listener.Name, c.peer, a.client, proxy)
 	}
 	if err := c.render(host, a.client, prior); err != nil {

@@ -28,6 +28,7 @@ type held struct {
 	presented []*x509.Certificate
 	version   string
 	accepted  bool
+	belief    trust.Belief
 	until     time.Time
 }
 
@@ -38,7 +39,8 @@ func (c *conn) hold(s *standing) {
 	if c.mux.Load() != nil {
 		return
 	}
-	c.held.Store(&held{pub: s.pub, name: c.name, presented: c.presented, version: s.version, accepted: s.verdict.Accepted, until: s.validUntil})
+	c.held.Store(&held{pub: s.pub, name: c.name, presented: c.presented, version: s.version, accepted: s.verdict.Accepted,
+		belief: s.verdict.Belief(), until: s.validUntil})
 	// The handshake was judged by what was in force at accept, which may be long ago, and bytes ask nobody again (C15).
 	if c.listener.Protocol == snapshot.TLSBytes {
 		c.enforce(c.f.current.Load(), time.Now())
@@ -81,7 +83,7 @@ func (c *conn) review(h *held, pub *published, now time.Time) (r review) {
 	r.version = auth.Version()
 	mustVerify := auth.Enforced() && !auth.Page
 	if r.version != h.version || h.over(now) || !h.accepted && mustVerify {
-		r.judged, r.verdict = true, judge(auth, h.presented, now)
+		r.judged, r.verdict = true, judge(auth, h.presented, h.belief, now)
 		if !r.verdict.Accepted && mustVerify {
 			return r.no(r.verdict.Expected, r.verdict.Reason.String()+": "+r.verdict.Found)
 		}
@@ -161,7 +163,7 @@ func (c *conn) enforce(pub *published, now time.Time) {
 	if r.judged {
 		next.version, next.accepted, next.until = r.version, r.verdict.Accepted, time.Time{}
 		if len(r.verdict.Chain) > 0 {
-			next.until = r.host.Auth.Store.GoodUntil(&r.verdict)
+			next.belief, next.until = r.verdict.Belief(), r.host.Auth.Store.GoodUntil(&r.verdict)
 			r.host.Auth.Store.Remember(&r.verdict)
 		}
 	}

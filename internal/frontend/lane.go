@@ -471,7 +471,8 @@ func (c *lane) stand() reason.Reason {
 	if pub == c.pub && (c.validUntil.IsZero() || !now.After(c.validUntil)) {
 		return reason.Unset
 	}
-	h := held{name: c.name, presented: c.presented, version: c.version, accepted: c.verdict.Accepted, until: c.validUntil}
+	h := held{name: c.name, presented: c.presented, version: c.version, accepted: c.verdict.Accepted,
+		belief: c.verdict.Belief(), until: c.validUntil}
 	r := c.review(&h, pub, now)
 	if r.judged && r.verdict.Reason == reason.OCSPUnavailable && c.f.ask(r.verdict.Ask) {
 		r = c.review(&h, pub, time.Now())

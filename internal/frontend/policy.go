@@ -21,6 +21,7 @@ import (
 type routed struct {
 	route   *snapshot.Route // of one configuration; nil for no answer
 	client  identity.Client
+	belief  trust.Belief
 	answers uint64
 	until   time.Time
 }
@@ -51,7 +52,7 @@ func (c *lane) clientFor(to *snapshot.Route, host *snapshot.Host, client identit
 			c.rec.Fail(reason.IdentityTooLarge, err)
 			return client, c.rec.Reason
 		}
-		r.route, r.client, r.until = to, identity.Present(id), to.Store.GoodUntil(&v)
+		r.route, r.client, r.belief, r.until = to, identity.Present(id), v.Belief(), to.Store.GoodUntil(&v)
 		c.drawn = nil
 	}
 	return r.client, c.renderAgain(host, to, r.client)
@@ -176,6 +177,6 @@ func shadowed(auth *snapshot.ClientAuth, presented []*x509.Certificate, now time
 	if auth.Shadow == nil {
 		return v, false
 	}
-	v = judge(auth.Shadow, presented, now)
+	v = judge(auth.Shadow, presented, trust.Belief{}, now)
 	return v, !v.Accepted
 }

@@ -198,12 +198,12 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c.presented = cs.PeerCertificates
 		// Before the verdict: what is learnt after it, until the client has proven itself, makes another version.
 		c.version = host.Auth.Version()
-		c.verdict = judge(&host.Auth, c.presented, time.Now())
+		c.verdict = judge(&host.Auth, c.presented, trust.Belief{}, time.Now())
 		if c.verdict.Reason == reason.OCSPUnavailable && c.f.outside != nil {
 			c.turn.End() // others need not wait for the responder
 			c.f.ask(c.verdict.Ask)
 			c.version = host.Auth.Version()
-			c.verdict = judge(&host.Auth, c.presented, time.Now())
+			c.verdict = judge(&host.Auth, c.presented, trust.Belief{}, time.Now())
 		}
 		if host.Auth.Store != nil {
 			c.f.learn(host.Auth.Store.Points(&c.verdict))
@@ -298,14 +298,14 @@ func fitForHTTP2(suite uint16) bool {
 
 // judge is the only place where a client is verified: at the handshake, and again when the policy it was accepted under
 // has changed.
-func judge(auth *snapshot.ClientAuth, presented []*x509.Certificate, now time.Time) trust.Verdict {
+func judge(auth *snapshot.ClientAuth, presented []*x509.Certificate, was trust.Belief, now time.Time) trust.Verdict {
 	switch {
 	case auth.Mode == policy.Off:
 		return trust.Verdict{Accepted: true}
 	case auth.Mode == policy.PassthroughChain:
 		return trust.Verdict{Reason: reason.NotVerified}
 	case len(presented) > 0:
-		return auth.Store.Verify(presented, now)
+		return auth.Store.VerifyAgain(presented, was, now)
 	case auth.Mode == policy.Request:
 		return trust.Verdict{Accepted: true, Reason: reason.ClientCertMissing}
 	}

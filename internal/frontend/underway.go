@@ -14,6 +14,7 @@ import (
 	"countersign/internal/reason"
 	"countersign/internal/route"
 	"countersign/internal/snapshot"
+	"countersign/internal/trust"
 )
 
 // underway is a request under way, of which the connection's standing does not tell all: its host may be another one of
@@ -25,6 +26,7 @@ type underway struct {
 	client    identity.Client
 	matched   identity.Client // by whom its route was chosen; a step-up can make client another one
 	presented []*x509.Certificate
+	belief    trust.Belief
 	proxy     identity.Client // who asserted presented, if asserted is set
 	asserted  bool
 	webSocket bool
@@ -66,10 +68,10 @@ func (c *lane) undertake(req *message.Request, read route.Path, host *snapshot.H
 	t.now = underway{asked: c.askedName, path: append(t.now.path[:0], req.Path...), client: client, matched: c.condition.Client, presented: c.shown(), webSocket: req.WebSocketKey != nil, serial: c.rec.Serial}
 	var until time.Time
 	if c.via.used {
-		t.now.proxy, t.now.asserted = c.client, true
+		t.now.proxy, t.now.asserted, t.now.belief = c.client, true, c.via.belief
 		until = c.via.until
 	} else if to.Store != nil {
-		until = c.routed.until
+		t.now.belief, until = c.routed.belief, c.routed.until
 	}
 	// For an expression, of this configuration or of one to come.
 	t.head = heads.Get().(*head)
@@ -207,7 +209,7 @@ func (u *underway) review(f *Frontend, l *active, own *snapshot.Host, now time.T
 		return no("a client certificate", reason.RouteCertMissing.String())
 	}
 	if store != nil {
-		v := store.Verify(u.presented, now) // nobody is waited for: the sweep has others to see
+		v := store.VerifyAgain(u.presented, u.belief, now) // nobody is waited for: the sweep has others to see
 		f.soon(v.Ask)
 		if !v.Accepted {
 			out = no(v.Expected, v.Reason.String()+": "+v.Found)

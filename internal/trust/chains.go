@@ -36,12 +36,16 @@ type chainKey [sha256.Size]byte
 
 // believed is what is kept: every chain, and how long that is all there is to say.
 type believed struct {
+	basis   [sha256.Size]byte // what they were built with
 	chains  [][]*x509.Certificate
-	lenient Leniency
+	purpose purpose
 	size    int // in bytes, about
 	// from and until bound the time in which building the chains again would give the same ones.
 	from, until time.Time
 }
+
+// covers reports whether b is still all there is to say at now.
+func (b *believed) covers(now time.Time) bool { return !now.Before(b.from) && !now.After(b.until) }
 
 // NewChains makes a memory of at most about max sets of certificates, at most 32 KiB and mostly 5 KiB each.
 func NewChains(max int) *Chains {
@@ -78,7 +82,7 @@ func (m *Chains) find(k chainKey, now time.Time) *believed {
 		}
 		m.keep(k, b) // in use, so it outlives the generation
 	}
-	if now.Before(b.from) || now.After(b.until) {
+	if !b.covers(now) {
 		s.misses++
 		if _, there := s.young[k]; there {
 			s.size -= b.size

@@ -393,8 +393,9 @@ type Verdict struct {
 	// change the verdict.
 	Ask []*Query
 
-	key   chainKey
-	built *believed // for Remember; nil when it came from there
+	key      chainKey
+	built    *believed // for Remember; nil when it came from there
+	believed *believed // of an acceptance, for Belief
 }
 
 // Err is nil for an acceptance, else a *reason.Refusal.

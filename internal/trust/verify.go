@@ -15,40 +15,46 @@ import (
 // Verify judges the chain a client presented, leaf first, as RFC 5280 section 6 has it and more strictly. The caller
 // must not have proof of possession from it: crypto/tls gives that later.
 func (s *Store) Verify(presented []*x509.Certificate, now time.Time) Verdict {
-	return s.verify(presented, x509.ExtKeyUsageClientAuth, "", now)
+	return s.verify(presented, x509.ExtKeyUsageClientAuth, "", nil, now)
 }
 
 // VerifyServer judges the chain of a target that is to be dns: a host name or an address.
 func (s *Store) VerifyServer(presented []*x509.Certificate, dns string, now time.Time) Verdict {
-	v := s.verify(presented, x509.ExtKeyUsageServerAuth, dns, now)
+	v := s.verify(presented, x509.ExtKeyUsageServerAuth, dns, nil, now)
 	if !v.Accepted {
 		v.Reason = reason.UpstreamCertRefused
 	}
 	return v
 }
 
-func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, now time.Time) Verdict {
+func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, was *believed, now time.Time) Verdict {
 	if s == nil || s.pool == nil {
 		return Verdict{Reason: reason.Internal, Rule: reason.Internal, Found: "a trust store that was not made by NewStore"}
 	}
 	if f := s.admit(presented, now); f != nil {
 		return s.refuse(f, nil, 0)
 	}
-	leaf := presented[0]
-	built, v := s.believe(presented, use, dns, now)
-	if built == nil {
+	b, v := s.believe(presented, use, dns, was, now)
+	if b == nil {
 		return v
 	}
+	return s.among(b, presented[0], v, now)
+}
+
+// among judges the chains of leaf that were found, by all that can change from one moment to the next. v is what they were
+// found with.
+func (s *Store) among(b *believed, leaf *x509.Certificate, v Verdict, now time.Time) Verdict {
 	if f := s.leafDates(leaf, now); f != nil {
-		return s.refuse(f, built.chains[0], 0)
+		return s.refuse(f, b.chains[0], 0)
 	}
 	// One acceptable path is enough (threats B17). Of several refusals the weightiest is told.
 	var best Verdict
 	var tried []Tried
-	for _, chain := range built.chains {
+	for _, chain := range b.chains {
 		f, depth, ask := s.path(chain, now)
 		if f == nil {
-			v.Accepted, v.Chain, v.Store, v.Version, v.When, v.Lenient, v.Ask = true, chain, s.name, s.version, now, built.lenient, ask
+			v.Accepted, v.Chain, v.Store, v.Version, v.When, v.Lenient, v.Ask = true, chain, s.name, s.version, now, b.purpose.lenient, ask
+			v.believed = b
 			return v
 		}
 		if best.Reason == reason.Unset || weight(f.rule) > weight(best.Rule) {
@@ -63,7 +69,7 @@ func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns 
 
 // believe returns every chain from the leaf to an anchor, remembered or built. If there is none, the verdict says why;
 // otherwise it holds what Remember needs.
-func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, now time.Time) (*believed, Verdict) {
+func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, was *believed, now time.Time) (*believed, Verdict) {
 	var v Verdict
 	keep := s.opts.Chains != nil && use == x509.ExtKeyUsageClientAuth
 	if keep {
@@ -84,11 +90,11 @@ func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns
 				found: hostNames(leaf)}, tried, 0)
 		}
 	}
-	chains, refused := s.chains(leaf, presented[1:], p, now)
+	chains, refused := s.chains(leaf, presented[1:], p, was, now)
 	if chains == nil {
 		return nil, refused
 	}
-	b := &believed{chains: chains, lenient: p.lenient}
+	b := &believed{basis: s.basis, chains: chains, purpose: p}
 	b.from, b.until = s.lifetime(chains, p.lenient, now)
 	if keep && !spare(presented, chains) {
 		for _, c := range presented {
@@ -136,7 +142,10 @@ func (s *Store) admit(presented []*x509.Certificate, now time.Time) *fault {
 //
 // The leaf's dates are left out, for two reasons: an expired certificate of a stranger is first of all a stranger's,
 // and an expired leaf that is allowed must excuse nothing but itself.
-func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p purpose, now time.Time) ([][]*x509.Certificate, Verdict) {
+func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p purpose, was *believed, now time.Time) ([][]*x509.Certificate, Verdict) {
+	if !s.reachable(leaf, others) {
+		return nil, s.explain(leaf, others, p, was, now, x509.UnknownAuthorityError{Cert: leaf})
+	}
 	inter := x509.NewCertPool()
 	for _, c := range others {
 		// What cannot stand in a chain must not cost a signature check. explain meets it again.
@@ -154,12 +163,19 @@ func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p pur
 		chains = slices.DeleteFunc(chains, func(chain []*x509.Certificate) bool { return !p.allowed(chain) })
 	}
 	if err != nil || len(chains) == 0 {
-		return nil, s.explain(leaf, others, p, now, err)
+		return nil, s.explain(leaf, others, p, was, now, err)
 	}
 	for _, chain := range chains {
 		chain[0] = leaf
 	}
 	return chains, Verdict{}
+}
+
+// reachable reports whether any certificate names an anchor as its issuer. Where none does there is no chain (RFC 5280
+// section 6.1.3 (a) (4)), and a stranger costs no search for one.
+func (s *Store) reachable(leaf *x509.Certificate, others []*x509.Certificate) bool {
+	named := func(c *x509.Certificate) bool { return s.bySubject[string(c.RawIssuer)] != nil }
+	return named(leaf) || slices.ContainsFunc(others, named)
 }
 
 func (s *Store) leafDates(c *x509.Certificate, now time.Time) *fault {
@@ -227,9 +243,9 @@ func hostNames(c *x509.Certificate) string {
 }
 
 // explain finds out which certificate of which attempted path broke which rule, which errors of crypto/x509 tell only
-// in part. It decides nothing: the refusal stands.
-func (s *Store) explain(leaf *x509.Certificate, others []*x509.Certificate, p purpose, now time.Time, err error) Verdict {
-	e := explainer{store: s, others: others, purpose: p, now: now, signatures: 32}
+// in part. It decides nothing: the refusal stands. was is what is known of the leaf; nil for nothing.
+func (s *Store) explain(leaf *x509.Certificate, others []*x509.Certificate, p purpose, was *believed, now time.Time, err error) Verdict {
+	e := explainer{store: s, others: others, purpose: p, known: was, now: now, signatures: 32}
 	e.walk([]*x509.Certificate{leaf}, nil, 0)
 	var v Verdict
 	switch {
@@ -273,6 +289,7 @@ type explainer struct {
 	store      *Store
 	others     []*x509.Certificate
 	purpose    purpose
+	known      *believed
 	now        time.Time
 	signatures int // that may still be checked
 
@@ -351,7 +368,7 @@ func sameCA(a, b *x509.Certificate) bool {
 // issuer says what is wrong with ca as the issuer of child, and at which depth. The signature comes first: who did not sign
 // is not to blame for anything. A key that is not to be used (threats B21) is told without being used.
 func (e *explainer) issuer(child, ca *x509.Certificate, depth int, anchor bool) (*fault, int) {
-	if weakKey(ca.PublicKey) == "" {
+	if weakKey(ca.PublicKey) == "" && !e.known.signed(child, ca) {
 		if e.signatures--; e.signatures < 0 {
 			return &fault{rule: reason.ClientCertInvalid, expected: "a chain that can be found", found: "too many certificates of the same name"}, depth
 		}
