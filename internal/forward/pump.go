@@ -18,7 +18,9 @@ import (
 type pump struct {
 	x *Exchange
 	// last is set before the end of the body is written: what is left then waits for nobody but the target.
-	last  atomic.Bool
+	last atomic.Bool
+	// over is set when nothing is left to be sent, before anybody is told: done follows at once.
+	over  atomic.Bool
 	done  chan error
 	err   error
 	ended bool
@@ -41,6 +43,7 @@ func (x *Exchange) startPump(body Body, framing message.Framing, target *upstrea
 			if v := recover(); v != nil {
 				err = &reason.Refusal{Reason: reason.Internal, Found: "a panic: " + string(debug.Stack())}
 			}
+			p.over.Store(true)
 			x.Watch.Pump.Set(x.Watch.Clock, Free, 0)
 			x.Watch.Main.extend(x.Watch.Clock, AwaitTarget, pool.Response)
 			if _, ok := err.(*reason.Refusal); ok {
@@ -145,18 +148,15 @@ func (w *Wait) extend(clock *Clock, p Phase, d time.Duration) {
 // Who gives up earlier closes connections for no reason, and when there is much to do already.
 const turn = 100 * time.Millisecond
 
-// settled waits at most d for the pump to end, and longer if it has come to the end of the body.
+// settled waits at most d for the pump to end, and longer, but only once, if it has come to the end of the body.
 func (p *pump) settled(d time.Duration) bool {
-	if p.ended {
+	switch {
+	case p.ended:
 		return true
-	}
-	select {
-	case p.err = <-p.done:
-		p.ended = true
+	case p.over.Load(): // what it has to say must not be lost, however long the machine takes
+		p.err, p.ended = <-p.done, true
 		return true
-	default:
-	}
-	if p.last.Load() {
+	case p.last.Load() && !p.early:
 		d = max(d, turn)
 	}
 	timer := time.NewTimer(d)

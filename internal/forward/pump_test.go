@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/internal/message"
+	"countersign/internal/reason"
 	"countersign/internal/upstream"
 )
 
@@ -25,7 +26,7 @@ func (c *slowly) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// parts is a body whose end may come after a pause.
+// parts is a body whose end comes with its last bytes, or after a pause.
 type parts struct {
 	Body
 	text  string
@@ -65,14 +66,44 @@ func TestAnsweredBeforeThePumpSaysSo(t *testing.T) {
 					p := x.startPump(&parts{text: "hello", pause: c.pause}, framing, &upstream.Conn{Conn: far}, &upstream.Pool{Settings: &upstream.Settings{}})
 					<-far.written
 					start := time.Now()
-					if got := p.settled(5 * time.Millisecond); got != c.settled || time.Since(start) > turn {
+					got := p.settled(5 * time.Millisecond)
+					if got != c.settled || time.Since(start) > turn {
 						t.Errorf("settled %v after %v", got, time.Since(start))
 					}
+					p.early = !got // as relay has it
+					var stopped time.Duration
+					x.Watch.OnStop(func() { stopped = time.Since(start) })
 					if err := p.finish(); c.settled && err != nil || !c.settled && c.pause == 0 && !errors.Is(err, errStopped) {
 						t.Error(err)
+					}
+					if stopped > turn+20*time.Millisecond {
+						t.Errorf("stopped after %v", stopped)
 					}
 				})
 			})
 		}
 	}
 }
+
+// TestWhatThePumpSaysIsHeard: what is wrong with a body is told, however long the goroutine that found it takes to say so once
+// it has ended the wait for an answer.
+func TestWhatThePumpSaysIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := &Exchange{Watch: &Watch{Clock: at(1000), Client: new(line)}}
+		woken := make(chan struct{})
+		x.Watch.OnStop(func() {
+			close(woken)
+			time.Sleep(time.Second)
+		})
+		p := x.startPump(new(tooLarge), message.Chunked, &upstream.Conn{}, &upstream.Pool{Settings: &upstream.Settings{}})
+		<-woken
+		var refusal *reason.Refusal
+		if err := p.finish(); !errors.As(err, &refusal) || refusal.Reason != reason.BodyTooLarge {
+			t.Error(err)
+		}
+	})
+}
+
+type tooLarge struct{ Body }
+
+func (*tooLarge) Read([]byte) (int, error) { return 0, &reason.Refusal{Reason: reason.BodyTooLarge} }

@@ -276,3 +276,41 @@ func TestDone(t *testing.T) {
 		}
 	}
 }
+
+// TestBodyEndsWithItsLastBytes: where the end is here, whoever reads learns so with the last bytes, and not before.
+func TestBodyEndsWithItsLastBytes(t *testing.T) {
+	for name, test := range map[string]struct {
+		send  func(p *raw)
+		first error
+	}{
+		"here":           {func(p *raw) { p.send(1, true, "abc") }, io.EOF},
+		"here, trailers": {func(p *raw) { p.send(1, false, "abc"); p.headers(1, true, "x-a", "b") }, io.EOF},
+		"not yet":        {func(p *raw) { p.send(1, false, "abc"); time.Sleep(2 * time.Second); p.send(1, true, "") }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, Settings{}, func(s *Stream) {
+				time.Sleep(time.Second)
+				buf := make([]byte, 10)
+				if n, err := s.Read(buf[:2]); n != 2 || err != nil || s.Done() {
+					t.Errorf("some: %d, %v, done=%t", n, err, s.Done())
+				}
+				if n, err := s.Read(buf); n != 1 || err != test.first || s.Done() != (err == io.EOF) {
+					t.Errorf("the rest: %d, %v, done=%t; want %v", n, err, s.Done(), test.first)
+				}
+				if n, err := s.Read(buf); n != 0 || err != io.EOF || !s.Done() {
+					t.Errorf("behind it: %d, %v, done=%t", n, err, s.Done())
+				}
+				answer(s)
+			}, func(p *raw) {
+				p.headers(1, false, post()...)
+				synctest.Wait()
+				test.send(p)
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				if p.head(1) == "" {
+					t.Error("no answer")
+				}
+			})
+		})
+	}
+}

@@ -267,9 +267,9 @@ func (s *Stream) canRead() error {
 	return nil
 }
 
-// Read reads the peer's body. It returns io.EOF at the end of the stream, a *reason.Refusal when the peer reset the
-// stream, sent more or less than its content-length, or ended the connection, and os.ErrDeadlineExceeded past the read
-// deadline.
+// Read reads the peer's body. It returns io.EOF at the end of the stream, with the last bytes if the end has come, a
+// *reason.Refusal when the peer reset the stream, sent more or less than its content-length, or ended the connection, and
+// os.ErrDeadlineExceeded past the read deadline.
 func (s *Stream) Read(p []byte) (int, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
@@ -301,6 +301,10 @@ func (s *Stream) Read(p []byte) (int, error) {
 		}
 	}
 	s.consumed(n)
+	if s.avail == 0 && s.remoteEnd && s.canRead() == nil {
+		s.finished = true
+		return n, io.EOF // at once: who sends it on knows that this is the end
+	}
 	return n, nil
 }
 
