@@ -28,7 +28,7 @@ import (
 
 const crowdConfig = `
 trust_stores:
-  clients: {ca_bundle: {file: clients.pem}, revocation: {crls: [{file: clients.crl}, {file: second.crl}]}}
+  clients: {ca_bundle: {file: clients.pem}, revocation: {crls: [{file: root.crl}, {file: clients.crl}, {file: branch.crl}, {file: second.crl}]}}
 listeners:
   public:
     listen: 10.0.0.1:443
@@ -51,11 +51,13 @@ func TestCrowd(t *testing.T) {
 	stood(time.Now())
 	w := newWorld(t)
 	root := testpki.New(t)
-	first, second := w.ca, root.Intermediate("Second")
+	first, branch, second := w.ca, w.root.Intermediate("Branch"), root.Intermediate("Second")
 	w.file("server.pem", w.server.PEM())
 	w.file("server.key", w.server.KeyPEM())
 	w.file("clients.pem", append(w.root.PEM(), root.PEM()...))
+	w.file("root.crl", w.root.CRL(testpki.Number(1)))
 	w.file("clients.crl", first.CRL(testpki.Number(1)))
+	w.file("branch.crl", branch.CRL())
 	w.file("second.crl", second.CRL())
 	w.file("countersign.yaml", []byte(crowdConfig))
 	env := snapshot.Env{Answers: trust.NewAnswers(64), Chains: trust.NewChains(8192)} // as the program has it
@@ -78,7 +80,8 @@ func TestCrowd(t *testing.T) {
 	}
 	apply()
 
-	// Of each hundred connections one is of a client of the second CA. The last ten are of those who will be revoked.
+	// Half of the connections are of clients of the branch, and one in a hundred of the second CA. The last ten are of those
+	// who will be revoked.
 	crowd := make([]net.Conn, size)
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -87,8 +90,11 @@ func TestCrowd(t *testing.T) {
 		wg.Go(func() {
 			for i := int(next.Add(1)) - 1; i < size; i = int(next.Add(1)) - 1 {
 				ca := first
-				if i%100 == 0 {
+				switch {
+				case i%100 == 0:
 					ca = second
+				case i%2 == 0:
+					ca = branch
 				}
 				cert := ca.Client(fmt.Sprint("client ", i))
 				if n := size - 1 - i; n < len(revoked) {
@@ -159,17 +165,14 @@ func TestCrowd(t *testing.T) {
 			}
 		})
 	}
-	ends("C01/revoked", func(i int) bool { return i >= size-len(revoked) }, func() { w.file("clients.crl", first.CRL(append(revoked, testpki.Number(2))...)) })
+	ends("C01/revoked", func(i int) bool { return i >= size-len(revoked) }, func() {
+		w.file("clients.crl", first.CRL(append(revoked, testpki.Number(2))...))
+		w.file("branch.crl", branch.CRL(append(revoked, testpki.Number(2))...))
+	})
 	ends("a CA added", func(int) bool { return false }, func() { w.file("clients.pem", append(append(w.root.PEM(), root.PEM()...), testpki.New(t).PEM()...)) })
-	ends("A32/a CA removed", func(i int) bool { return i%100 == 0 }, func() {
-		w.file("clients.pem", w.root.PEM())
-		w.file("second.crl", first.CRL(append(revoked, testpki.Number(2))...))
-	})
-	ends("A32/the other CA removed", func(int) bool { return true }, func() {
-		w.file("clients.pem", testpki.New(t).PEM())
-		w.file("clients.crl", second.CRL())
-		w.file("second.crl", second.CRL())
-	})
+	ends("C01/the branch revoked", func(i int) bool { return i%2 == 0 && i%100 != 0 }, func() { w.file("root.crl", w.root.CRL(branch, testpki.Number(2))) })
+	ends("A32/a CA removed", func(i int) bool { return i%100 == 0 }, func() { w.file("clients.pem", w.root.PEM()) })
+	ends("A32/the other CA removed", func(int) bool { return true }, func() { w.file("clients.pem", testpki.New(t).PEM()) })
 }
 
 func processor() time.Duration {

@@ -70,7 +70,7 @@ func (c *lane) undertake(req *message.Request, read route.Path, host *snapshot.H
 	if c.via.used {
 		t.now.proxy, t.now.asserted, t.now.belief = c.client, true, c.via.belief
 		until = c.via.until
-	} else if to.Store != nil {
+	} else if to.Store != nil && !c.step.used { // what is shown in a step-up, its own timer looks at
 		t.now.belief, until = c.routed.belief, c.routed.until
 	}
 	// For an expression, of this configuration or of one to come.

@@ -286,6 +286,14 @@ func TestChains(t *testing.T) {
 		}
 		refused(t, both(root.CRL(inter), other.CRL(cross)).Verify(presented, now), reason.ClientIssuerRevoked, 1)
 	})
+	t.Run("an anchor that becomes valid is another issuer", func(t *testing.T) {
+		later := testpki.New(t, testpki.Like(root), testpki.NotBefore(now.Add(time.Hour)))
+		s := store(t, Options{Chains: NewChains(100)}, root, later)
+		accepted(t, fill(s, alice.Presented(), now))
+		if !hit(s, alice.Presented(), now.Add(59*time.Minute)) || hit(s, alice.Presented(), now.Add(61*time.Minute)) {
+			t.Error("one chain was remembered for longer than it was the only one, or not as long")
+		}
+	})
 	t.Run("A33/leaf expires", func(t *testing.T) {
 		s := store(t, Options{Chains: NewChains(100)}, root)
 		brief := inter.Client("brief", testpki.Lifetime(time.Minute))

@@ -5,10 +5,13 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"countersign/internal/reason"
 	"countersign/internal/testpki"
 )
 
@@ -22,13 +25,22 @@ func TestVerifyAgain(t *testing.T) {
 	until := now.Add(90 * time.Minute)
 	alice := inter.Client("alice", testpki.URI("spiffe://corp.test/alice"), testpki.NotAfter(year))
 	both := append(alice.Presented(), cross.Presented()...)
+	early := other.Intermediate("Inter", testpki.Like(inter), testpki.NotBefore(now.Add(time.Hour)))
+	renewed := testpki.New(t, testpki.Like(root), testpki.NotBefore(now.Add(time.Hour)))
+	upper := root.Intermediate("Upper")
+	lower := upper.Intermediate("Lower")
+	lowerSoon := upper.Intermediate("Lower", testpki.Like(lower), testpki.NotBefore(now.Add(time.Hour)))
 	fuel, tolls := asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 99999, 8}, asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 99999, 9}
 	tollsOnly := root.Intermediate("Tolls", testpki.NoEKU(), ekuOIDs(t, tolls))
 	clients := map[string][]*x509.Certificate{
+		"below one that will be renewed": append(lower.Client("dave").Presented(), lowerSoon.Cert),
+
 		"nobody": nil, "alice": alice.Presented(), "alice over two CAs": both, "alice over the other CA": append(alice.Presented()[:1:1], cross.Presented()...),
+		"alice over one that will be":       append(alice.Presented(), early.Cert),
+		"alice over one CA twice":           append(alice.Presented(), inter.Cert, root.Cert),
 		"alice alone":                       alice.Presented()[:1],
 		"bob":                               root.Client("bob", testpki.NoEKU()).Presented(),
-		"a server":                          root.Client("server", testpki.EKU(x509.ExtKeyUsageServerAuth)).Presented(),
+		"a server":                          root.Client("server", testpki.EKU(x509.ExtKeyUsageServerAuth), testpki.DNS("server")).Presented(),
 		"for fuel and tolls":                tollsOnly.Client("card", testpki.NoEKU(), ekuOIDs(t, fuel, tolls)).Presented(),
 		"a server for fuel":                 root.Client("pump", testpki.NoEKU(), ekuOIDs(t, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}, fuel)).Presented(),
 		"brief":                             inter.Client("brief", testpki.Lifetime(time.Hour)).Presented(),
@@ -54,6 +66,11 @@ func TestVerifyAgain(t *testing.T) {
 	add("twin", Options{}, nil, root, twin)
 	add("third", Options{}, nil, third)
 	add("the intermediate", Options{}, nil, inter)
+	add("root and intermediate", Options{}, nil, root, inter)
+	add("root and intermediate, shallow", Options{MaxDepth: 1}, nil, root, inter)
+	add("root and intermediate, revoked", Options{Missing: MissingIfPresent}, [][]byte{root.CRL(inter, testpki.NextUpdate(day.Add(time.Hour)))}, root, inter)
+	add("renewed", Options{}, nil, root, renewed)
+	add("only the renewed", Options{}, nil, renewed)
 	add("shallow", Options{MaxDepth: 1}, nil, root, other)
 	add("few", Options{MaxPresented: 2}, nil, root, other)
 	add("absent", Options{EKU: EKUAllowAbsent}, nil, root)
@@ -74,9 +91,21 @@ func TestVerifyAgain(t *testing.T) {
 	add("issuer revoked", lists, [][]byte{root.CRL(inter, next)}, root, other)
 	add("issuer revoked, one CA", lists, [][]byte{root.CRL(inter, next)}, root)
 	add("both issuers revoked", lists, [][]byte{root.CRL(inter, next), other.CRL(cross, next)}, root, other)
+	add("lower revoked", lists, [][]byte{upper.CRL(lower, next)}, root, other)
 	add("stale", lists, [][]byte{inter.CRL(testpki.NextUpdate(now.Add(time.Hour)))}, root, other)
 	add("missing", Options{CheckRevocation: true}, nil, root, other)
 	accepted, refused := 0, 0
+	// What was believed of others, or of a target, or of the same client with other certificates.
+	others := make(map[string]Belief)
+	for _, first := range []string{"all", "absent, both", "fuel or tolls"} {
+		for name, presented := range clients {
+			if len(presented) > 0 {
+				v, w := stores[first].Verify(presented, now), stores[first].VerifyServer(presented, "server", now)
+				others[name+", "+first], others[name+", a target, "+first] = v.Belief(), w.Belief()
+			}
+		}
+	}
+	maps.DeleteFunc(others, func(_ string, b Belief) bool { return b == Belief{} })
 	for name, presented := range clients {
 		believed := map[string]Belief{"nobody": {}}
 		for first, by := range stores {
@@ -89,6 +118,14 @@ func TestVerifyAgain(t *testing.T) {
 		for second, s := range stores {
 			for _, at := range []time.Time{now.Add(-time.Hour), now, now.Add(time.Minute), now.Add(2 * time.Hour), day, year.Add(time.Hour)} {
 				want := s.Verify(presented, at)
+				if at == day {
+					for of, was := range others {
+						if got := s.VerifyAgain(presented, was, at); got.Accepted != want.Accepted || got.Reason != want.Reason {
+							t.Errorf("%s, what is known being of %q, %q says after %v: accepted=%t %v, without accepted=%t %v", name, of, second,
+								at.Sub(now), got.Accepted, got.Reason, want.Accepted, want.Reason)
+						}
+					}
+				}
 				for first, was := range believed {
 					got := s.VerifyAgain(presented, was, at)
 					if got.Accepted != want.Accepted || got.Reason != want.Reason || got.Lenient != want.Lenient || got.Version != want.Version ||
@@ -118,8 +155,7 @@ func TestVerifyAgain(t *testing.T) {
 	}
 
 	// One whose signature is another's now shows whether it is looked at: the certificate's bytes are what it is known by.
-	forged := func(c *testpki.Cert) []*x509.Certificate {
-		list := c.Presented()
+	forged := func(list []*x509.Certificate) []*x509.Certificate {
 		leaf := *list[0]
 		leaf.Signature = slices.Clone(leaf.Signature)
 		leaf.Signature[len(leaf.Signature)-1] ^= 1
@@ -135,8 +171,21 @@ func TestVerifyAgain(t *testing.T) {
 	for name, at := range map[string]time.Time{"at once": now, "after a day": day} {
 		for _, s := range []string{"root", "both", "all", "lists", "issuer revoked", "absent", "domain"} {
 			t.Run(name+" no signature is checked by "+s, func(t *testing.T) {
-				if v := stores[s].VerifyAgain(forged(alice), known(stores["both"], both), at); !v.Accepted {
+				if v := stores[s].VerifyAgain(forged(both), known(stores["both"], both), at); !v.Accepted {
 					t.Error(v.Err())
+				}
+			})
+		}
+	}
+	for name, at := range map[string]time.Time{"at once": now, "after a day": day} {
+		for s, want := range map[string]reason.Reason{"revoked": reason.ClientCertRevoked, "both issuers revoked": reason.ClientIssuerRevoked,
+			"stale": reason.CRLStale, "denied": reason.ClientCertDenied, "missing": reason.CRLMissing, "third": reason.ClientCertUntrusted} {
+			if s == "stale" && at == now {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s no signature is checked for %v", name, want), func(t *testing.T) {
+				if v := stores[s].VerifyAgain(forged(both), known(stores["both"], both), at); v.Accepted || v.Reason != want || strings.Contains(v.Found, "did not sign") {
+					t.Errorf("accepted=%t %v", v.Accepted, v.Err())
 				}
 			})
 		}
@@ -148,7 +197,7 @@ func TestVerifyAgain(t *testing.T) {
 			"of another CA":         known(stores["other"], both),
 			"of a CA with this key": known(stores["the intermediate"], alice.Presented()),
 		} {
-			if v := stores["root"].VerifyAgain(forged(alice), was, now); v.Accepted {
+			if v := stores["root"].VerifyAgain(forged(alice.Presented()), was, now); v.Accepted {
 				t.Errorf("%s: accepted", name)
 			}
 		}

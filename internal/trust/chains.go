@@ -36,10 +36,9 @@ type chainKey [sha256.Size]byte
 
 // believed is what is kept: every chain, and how long that is all there is to say.
 type believed struct {
-	basis   [sha256.Size]byte // what they were built with
 	chains  [][]*x509.Certificate
-	purpose purpose
-	size    int // in bytes, about
+	purpose purpose // that the leaf was accepted for, and its issuers have to allow
+	size    int     // in bytes, about
 	// from and until bound the time in which building the chains again would give the same ones.
 	from, until time.Time
 }
@@ -160,7 +159,7 @@ func spare(presented []*x509.Certificate, chains [][]*x509.Certificate) bool {
 }
 
 // lifetime bounds the time for which chains, built at now, are all the chains there are: until one of their issuers
-// expires, or a leniency ends. The leaf's own dates are asked each time.
+// expires, an anchor that may be another issuer becomes valid, or a leniency ends. The leaf's own dates are asked each time.
 func (s *Store) lifetime(chains [][]*x509.Certificate, lenient Leniency, now time.Time) (from, until time.Time) {
 	from, until = now.Add(-clockSkew), now.Add(24*time.Hour)
 	for _, chain := range chains {
@@ -170,6 +169,13 @@ func (s *Store) lifetime(chains [][]*x509.Certificate, lenient Leniency, now tim
 			}
 			if c.NotBefore.After(from) {
 				from = c.NotBefore
+			}
+		}
+		for _, c := range chain {
+			for _, a := range s.bySubject[string(c.RawIssuer)] {
+				if now.Before(a.NotBefore) && a.NotBefore.Before(until) {
+					until = a.NotBefore
+				}
 			}
 		}
 	}

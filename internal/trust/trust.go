@@ -2,7 +2,7 @@
 // lists and verdicts. It reads no files and opens no connections, and verdicts are for the time that is handed in.
 //
 // Every path that asks, handshakes full and resumed, requests, the sweep of open connections and diagnosis, asks
-// Store.Verify (threats C01), so a rule that is here cannot be missing elsewhere.
+// Store.Verify, or VerifyAgain, which is the same (threats C01), so a rule that is here cannot be missing elsewhere.
 package trust
 
 import (

@@ -27,12 +27,16 @@ func (s *Store) VerifyServer(presented []*x509.Certificate, dns string, now time
 	return v
 }
 
+// verify judges client or server by use. dns is for servers, was what is known of a client; nil for nothing.
 func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns string, was *believed, now time.Time) Verdict {
 	if s == nil || s.pool == nil {
 		return Verdict{Reason: reason.Internal, Rule: reason.Internal, Found: "a trust store that was not made by NewStore"}
 	}
 	if f := s.admit(presented, now); f != nil {
 		return s.refuse(f, nil, 0)
+	}
+	if v, sure := s.again(was, presented, now); sure {
+		return v
 	}
 	b, v := s.believe(presented, use, dns, was, now)
 	if b == nil {
@@ -41,8 +45,8 @@ func (s *Store) verify(presented []*x509.Certificate, use x509.ExtKeyUsage, dns 
 	return s.among(b, presented[0], v, now)
 }
 
-// among judges the chains of leaf that were found, by all that can change from one moment to the next. v is what they were
-// found with.
+// among judges the chains of leaf in b by all that can change from one moment to the next. v has what Remember needs, if
+// anything; an acceptance is noted in it.
 func (s *Store) among(b *believed, leaf *x509.Certificate, v Verdict, now time.Time) Verdict {
 	if f := s.leafDates(leaf, now); f != nil {
 		return s.refuse(f, b.chains[0], 0)
@@ -94,7 +98,7 @@ func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns
 	if chains == nil {
 		return nil, refused
 	}
-	b := &believed{basis: s.basis, chains: chains, purpose: p}
+	b := &believed{chains: chains, purpose: p}
 	b.from, b.until = s.lifetime(chains, p.lenient, now)
 	if keep && !spare(presented, chains) {
 		for _, c := range presented {
@@ -144,7 +148,7 @@ func (s *Store) admit(presented []*x509.Certificate, now time.Time) *fault {
 // and an expired leaf that is allowed must excuse nothing but itself.
 func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p purpose, was *believed, now time.Time) ([][]*x509.Certificate, Verdict) {
 	if !s.reachable(leaf, others) {
-		return nil, s.explain(leaf, others, p, was, now, x509.UnknownAuthorityError{Cert: leaf})
+		return nil, s.explain(leaf, others, p, was, now, nil)
 	}
 	inter := x509.NewCertPool()
 	for _, c := range others {
@@ -172,7 +176,7 @@ func (s *Store) chains(leaf *x509.Certificate, others []*x509.Certificate, p pur
 }
 
 // reachable reports whether any certificate names an anchor as its issuer. Where none does there is no chain (RFC 5280
-// section 6.1.3 (a) (4)), and a stranger costs no search for one.
+// section 6.1.3 (a) (4)), and crypto/x509 need not check the signatures of a stranger to say so.
 func (s *Store) reachable(leaf *x509.Certificate, others []*x509.Certificate) bool {
 	named := func(c *x509.Certificate) bool { return s.bySubject[string(c.RawIssuer)] != nil }
 	return named(leaf) || slices.ContainsFunc(others, named)
