@@ -594,6 +594,13 @@ func TestRecorder(t *testing.T) {
 	if s := strings.TrimSuffix(shown.String(), "\n"); s == "" || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' }) {
 		t.Errorf("control characters reach the terminal: %q", s)
 	}
+	ended := `{"time":"2026-01-02T03:04:05Z","kind":"ended","sni":"a.test","client_certificate":{"depth":0,"subject":"CN=alice,O=X"},` +
+		`"reason":"client_no_longer_trusted","expected":"a certificate that is not on the deny list","found":"client_cert_denied"}` + "\n"
+	shown.Reset()
+	_, _ = io.WriteString(r, ended)
+	if s := shown.String(); !strings.Contains(s, "  alice        open connection to a.test ended  client_no_longer_trusted: expected a certificate that") {
+		t.Errorf("an open connection that was ended is shown as %q", s)
+	}
 	r.limit = 64 << 10
 	block := []byte(strings.Repeat(line, 20))
 	for range 3 * int(r.limit) / len(block) {

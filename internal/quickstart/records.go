@@ -32,6 +32,7 @@ type entry struct {
 	Upstream string
 	Subject  string       `json:"client_subject"`
 	AtFault  *certificate `json:"certificate_at_fault"`
+	Shown    *certificate `json:"client_certificate"`
 	Micros   int64        `json:"duration_us"`
 }
 
@@ -199,6 +200,10 @@ func (e *entry) line() string {
 	switch e.Kind {
 	case "request":
 		what = fmt.Sprintf("%s %s%s -> %d", e.Method, e.Host, e.Path, e.Status)
+	case "ended":
+		if what = "open connection to " + or(e.SNI, "no server name") + " ended"; e.Shown != nil {
+			who = commonName(e.Shown.Subject)
+		}
 	case "tunnel":
 		who, what = "(unseen)", "TLS for "+e.SNI+" passed through to upstream "+e.Upstream
 	}
