@@ -53,7 +53,7 @@ func clientsCommand() *cobra.Command {
 			}
 			r, err := daemon.OpenJournal(c.Context(), config)
 			if err != nil {
-				return err
+				return asUsage(err)
 			}
 			defer r.Close()
 			if unused != "" {
@@ -113,7 +113,7 @@ func flagSpan(flag, text string) (time.Duration, error) {
 func unusedIssuers(c *cobra.Command, r *journal.Reader, config string, since, now time.Time, asJSON bool) error {
 	anchors, err := daemon.ClientCAs(config, now)
 	if err != nil {
-		return err
+		return asUsage(err)
 	}
 	list, from, err := r.Issuers(c.Context(), since, anchors)
 	if err != nil {

@@ -97,6 +97,8 @@ func explainCommand() *cobra.Command {
 			switch {
 			case o.Address != "" && q.Host != "":
 				return usageError{errors.New("--host asks a configuration, --connect a server\nhint: give one of them; the server's name goes into --sni")}
+			case o.Address != "" && len(q.Header) > 0:
+				return usageError{errors.New("--header is for --host: a server is sent none\nhint: leave it out")}
 			case o.Address != "":
 				keyPEM, err := read("key", key)
 				if err != nil {

@@ -14,12 +14,12 @@ import (
 func explainRef(c *cobra.Command, config, ref string, asJSON bool) error {
 	r, err := daemon.OpenJournal(c.Context(), config)
 	if err != nil {
-		return err
+		return asUsage(err)
 	}
 	defer r.Close()
 	list, _, err := r.Search(c.Context(), journal.Query{Ref: ref})
 	if err != nil {
-		return err
+		return asUsage(err) // 1 would say that something is known of it
 	}
 	tellUnread(c, r)
 	if len(list) == 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -40,8 +41,9 @@ func impactCommand() *cobra.Command {
 			"\tcountersign impact --allow 'client.issuer == \"CN=Partners CA\"' --path /admin\n\n" +
 			"Requests that rules (allow) denied are judged again too, from the journal. Which paths a client asked for with success is\n" +
 			"not kept: with --path every client is asked about that one.\n\n" +
-			"Exit status: 0 nobody would newly be refused, 1 somebody would, 2 a configuration or a change is wrong, 3 nobody is known\n" +
-			"who would, and some could not be judged here: clients without a certificate, for example.",
+			"Exit status: 0 nobody would newly be refused, 1 somebody would, 2 a configuration or a change is wrong, or there is no\n" +
+			"journal, 3 nobody is known who would, and some could not be judged here: clients without a certificate, or rules about\n" +
+			"headers, for example.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			a.now = time.Now()
@@ -57,7 +59,7 @@ func impactCommand() *cobra.Command {
 			}
 			i, err := impactOf(c.Context(), &a)
 			if err != nil {
-				return err
+				return asUsage(err) // 1 would say that somebody would be refused
 			}
 			if asJSON {
 				enc := json.NewEncoder(c.OutOrStdout())
@@ -185,9 +187,9 @@ func impactOf(ctx context.Context, a *impactAsked) (*diagnose.Impact, error) {
 		return nil, err
 	}
 	replay := diagnose.NewReplay(before.Setup(), after.Setup())
-	replay.Changes, replay.Paths = told, a.path != ""
+	replay.Changes, replay.Path, replay.Method = told, a.path, a.method
 	// What denied requests are of, for they say only which certificate.
-	denied, more, err := deniedBy(ctx, r, a.from)
+	denied, more, err := deniedBy(ctx, r, a.from, replay.ReadsAddress())
 	var m missed
 	m.end("denied requests", err)
 	m.end("clients", r.Clients(ctx, func(k *journal.Client) bool {
@@ -212,8 +214,8 @@ func impactOf(ctx context.Context, a *impactAsked) (*diagnose.Impact, error) {
 		}
 		m.add(replay.Ask(&seen))
 		for _, d := range denied[k.SHA256] {
-			m.add(replay.Ask(&diagnose.Seen{Presented: presented, LeafOnly: !k.Verified, Method: d.method, Path: d.path, Refused: reason.PolicyDenied,
-				Uses: []diagnose.Use{{Listener: d.listener, Host: d.host, Count: d.count, Last: d.last}}}))
+			m.add(replay.Ask(&diagnose.Seen{Presented: presented, LeafOnly: !k.Verified, Method: d.method, Path: d.path, Refused: reason.PolicyDenied, Address: d.address,
+				Uses: []diagnose.Use{{Listener: d.listener, Host: d.host, Version: d.version, Count: d.count, Last: d.last}}}))
 		}
 		return ctx.Err() == nil
 	}))
@@ -275,14 +277,16 @@ func plainly(err error) string {
 
 // deniedRequest is what rules denied to a client.
 type deniedRequest struct {
-	listener, host, method, path string
-	count                        int64
-	last                         time.Time
+	listener, host, method, path, version string
+
+	address netip.Addr // the zero value where nobody asks for it
+	count   int64
+	last    time.Time
 }
 
 // deniedBy returns the last requests that rules denied, by certificate, and whether there are more. With an error they are not
-// all either.
-func deniedBy(ctx context.Context, r *journal.Reader, from time.Time) (all map[string][]*deniedRequest, more bool, err error) {
+// all either. Those that differ by the client's address only are one, but where addresses is true.
+func deniedBy(ctx context.Context, r *journal.Reader, from time.Time, addresses bool) (all map[string][]*deniedRequest, more bool, err error) {
 	all = make(map[string][]*deniedRequest)
 	q := journal.Query{Since: from, Reason: "policy_denied", Limit: min(1000, maxReplayed)}
 	for n := 0; n < maxReplayed; n += q.Limit {
@@ -296,14 +300,19 @@ func deniedBy(ctx context.Context, r *journal.Reader, from time.Time) (all map[s
 			if e.Kind != "request" || len(e.Presented) == 0 || e.Asserted != "" || e.Path == "" {
 				continue
 			}
+			var address netip.Addr
+			if addresses {
+				at, _ := netip.ParseAddrPort(e.Client)
+				address = at.Addr().Unmap()
+			}
 			sum := e.Presented[0].SHA256
 			for _, d := range all[sum] {
-				if d.listener == e.Listener && d.host == e.Host && d.method == e.Method && d.path == e.Path {
+				if d.listener == e.Listener && d.host == e.Host && d.method == e.Method && d.path == e.Path && d.version == e.TLS && d.address == address {
 					d.count++
 					continue entries
 				}
 			}
-			all[sum] = append(all[sum], &deniedRequest{e.Listener, e.Host, e.Method, e.Path, 1, e.Time})
+			all[sum] = append(all[sum], &deniedRequest{e.Listener, e.Host, e.Method, e.Path, e.TLS, address, 1, e.Time})
 		}
 		if next == 0 {
 			return all, false, nil

@@ -42,10 +42,14 @@ func journalCommand() *cobra.Command {
 			}
 			r, err := daemon.OpenJournal(c.Context(), config)
 			if err != nil {
-				return err
+				return asUsage(err)
 			}
 			defer r.Close()
 			list, next, err := r.Search(c.Context(), q)
+			var wrong *journal.QueryError
+			if errors.As(err, &wrong) {
+				return usageError{fmt.Errorf("%w\nhint: countersign journal --help", err)}
+			}
 			if err != nil {
 				return err
 			}

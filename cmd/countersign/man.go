@@ -79,6 +79,7 @@ func manual(c *cobra.Command) string {
 	if text == "" {
 		text = strings.ToUpper(c.Short[:1]) + c.Short[1:] + "."
 	}
+	text, status := exitStatus(text)
 	b.WriteString(paragraphs(text))
 	line(".SH OPTIONS\n.nf\n%s\n.fi", roff(strings.TrimRight(c.LocalFlags().FlagUsagesWrapped(72), "\n")))
 	var also []string
@@ -94,7 +95,12 @@ func manual(c *cobra.Command) string {
 			}
 		}
 	}
-	line(".SH EXIT STATUS\n.TP\n0\nIt worked.\n.TP\n%d\nIt did not work.\n.TP\n%d\nThe command line or the configuration is wrong.", exitFailure, exitConfig)
+	line(".SH EXIT STATUS")
+	if status == "" {
+		line(".TP\n0\nIt worked.\n.TP\n%d\nIt did not work.\n.TP\n%d\nThe command line or the configuration is wrong.", exitFailure, exitConfig)
+	} else {
+		b.WriteString(paragraphs(status))
+	}
 	line(".SH SEE ALSO")
 	for i, page := range also {
 		comma := " ,"
@@ -104,6 +110,19 @@ func manual(c *cobra.Command) string {
 		line(".BR %s (1)%s", roff(page), comma)
 	}
 	return b.String()
+}
+
+// exitStatus takes what help text says of the exit status out of it: to the end of that paragraph.
+func exitStatus(text string) (rest, status string) {
+	at := strings.Index(text, "Exit status")
+	if at < 0 {
+		return text, ""
+	}
+	rest, status = strings.TrimRight(text[:at], " \n"), text[at:]
+	if end := strings.Index(status, "\n\n"); end >= 0 {
+		rest, status = rest+status[end:], status[:end]
+	}
+	return rest, status
 }
 
 // paragraphs sets help text: lines that begin with a tab are examples and stay as they are, the others are filled.

@@ -83,7 +83,7 @@ func TestImpactOfWhoWasLetIn(t *testing.T) {
 			}
 			c.seen.Uses = []Use{u}
 			r := NewReplay(setup(t, crossed, files), setup(t, changed, files))
-			r.Paths = c.seen.Path != ""
+			r.Path = c.seen.Path
 			if err := r.Ask(&c.seen); err != nil {
 				t.Fatal(err)
 			}
@@ -205,7 +205,7 @@ func TestImpactIsOpen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := NewReplay(setup(t, c.now, files), setup(t, c.proposed, files))
-			r.Paths = c.path != ""
+			r.Path = c.path
 			if err := r.Ask(&Seen{Presented: root.Client("alice").Presented(), Path: c.path, OtherHosts: c.others}); err != nil {
 				t.Fatal(err)
 			}

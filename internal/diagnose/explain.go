@@ -39,10 +39,14 @@ type Question struct {
 	Method, Path string
 	// Header are lines "Name: value" of the request.
 	Header []string
-	// Client is the address of the client, for rules about it; the zero value is in no network.
+	// Client is the address of the client, for rules about it. With the zero value nobody knows it: what rests on it is
+	// undecided.
 	Client netip.Addr
 	// Version is that of TLS; 0 is TLS 1.3.
 	Version uint16
+
+	// unknown are variables of rules of which nobody knows what the client would have, besides its address.
+	unknown []string
 }
 
 // AskError is a question that cannot be asked.
@@ -102,10 +106,17 @@ type inquiry struct {
 	assume  bool
 	waiting waiting
 	rests   [sha256.Size]byte // as in ending
+
+	unknown []string // variables of rules that the question does not tell
+	lacks   []string // those of them that the verdict rests on; then it is undecided
+	lacking string   // what is asked of the client with them: equal text, equal verdict
 }
 
 // Explain answers a question as the configuration would decide it now. The error is an *AskError.
 func Explain(s *Setup, q *Question) (*Report, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
 	x, err := inquire(s, q, false)
 	if err != nil {
 		return nil, err
@@ -113,9 +124,50 @@ func Explain(s *Setup, q *Question) (*Report, error) {
 	return x.Report, nil
 }
 
+// check says what is wrong with the request alone: no client is refused for what nobody could have sent.
+func (q *Question) check() error {
+	switch {
+	case q.Path == "" && q.Method != "":
+		return &AskError{"--method is of a request, and no path is given", "give --path too, as --path /"}
+	case q.Path == "" && len(q.Header) > 0:
+		return &AskError{"--header is of a request, and no path is given", "give --path too, as --path /"}
+	case q.Path == "":
+		return nil
+	case q.Path[0] != '/' && q.Path != "*":
+		return &AskError{fmt.Sprintf("--path: expected a path that begins with /, found %s", quoted(q.Path)), "write it as --path /admin"}
+	}
+	if q.Method != "" {
+		if err := route.CheckMethod(q.Method); err != nil {
+			return &AskError{fmt.Sprintf("--method: %s", show(err.Error())), "write it as --method POST"}
+		}
+	}
+	for _, line := range q.Header {
+		if name, value, ok := strings.Cut(line, ":"); !ok || !isToken(name) || strings.ContainsAny(value, "\r\n\x00") {
+			return &AskError{fmt.Sprintf("--header: expected Name: value, found %s", quoted(line)), "write it as --header 'X-Team: a'"}
+		}
+	}
+	if len(q.Header) > maxHeader {
+		return &AskError{fmt.Sprintf("--header: expected %d at most, found %d", maxHeader, len(q.Header)), "leave out those that no rule reads"}
+	}
+	return nil
+}
+
+// isToken reports whether text can be the name of a header (RFC 9110 section 5.6.2).
+func isToken(text string) bool {
+	return text != "" && !strings.ContainsFunc(text, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r)
+	})
+}
+
+// maxHeader bounds the headers of a question.
+const maxHeader = 100
+
 func inquire(s *Setup, q *Question, assume bool) (*inquiry, error) {
 	x := &inquiry{Report: &Report{Asked: Asked{At: s.Now.UTC(), Host: show(q.Host), Method: show(q.Method),
-		Path: show(q.Path)}}, s: s, q: q, assume: assume}
+		Path: show(q.Path)}}, s: s, q: q, assume: assume, unknown: slices.Clone(q.unknown)}
+	if !q.Client.IsValid() {
+		x.unknown = append(x.unknown, clientIP)
+	}
 	for _, c := range q.Presented {
 		x.Certificates = append(x.Certificates, describe(c))
 	}
@@ -647,6 +699,9 @@ func (x *inquiry) request() (done bool) {
 	if x.exempted(host, req, read) {
 		return true
 	}
+	if x.forks(host, req, read) {
+		return true
+	}
 	to, index, verdict := host.Routes.Find(read, &route.Ask{Request: req, Source: q.Client, Client: x.client})
 	switch verdict {
 	case route.Matched:
@@ -701,12 +756,19 @@ func (x *inquiry) request() (done bool) {
 	if to.StepUp != nil {
 		ask.Mode = policy.Require
 	}
+	_, why := policy.Decide(&ask)
 	if ask.Allow = to.Allow; ask.Allow != nil {
 		ask.Facts = x.facts(req, read, host, client)
+		if lacks := x.open(ask.Allow, ask.Facts); why == reason.Unset && len(lacks) > 0 {
+			x.expression(ask.Allow, ask.Facts, reason.Unset, lacks)
+			where := fmt.Sprintf("allow of route %d of host %s reads %s", to.Number, show(host.Name), strings.Join(lacks, ", "))
+			x.lack(lacks, "allow: "+oneLine(ask.Allow), where, demanded(to)+chainOf(client))
+			return true
+		}
 	}
-	_, why := policy.Decide(&ask)
+	_, why = policy.Decide(&ask)
 	if ask.Allow != nil {
-		x.expression(ask.Allow, ask.Facts, why)
+		x.expression(ask.Allow, ask.Facts, why, nil)
 	}
 	if why != reason.Unset {
 		who := "no verified client"
@@ -715,14 +777,20 @@ func (x *inquiry) request() (done bool) {
 		}
 		next := ""
 		if why == reason.PolicyDenied && ask.Allow != nil {
-			next = fmt.Sprintf("use a client that the expression allows, or change allow of route %d of host %s: the values above are what it saw",
-				to.Number, show(host.Name))
+			next = fmt.Sprintf("use a client that the expression allows, or change allow of route %d of host %s", to.Number, show(host.Name))
+			if !x.assume {
+				next += ": the values above are what it saw"
+			}
 		}
 		x.end(why, "allow: "+oneLine(ask.Allow), who, next)
 		return true
 	}
 	if to.ShadowAllow != nil {
-		if allowed, err := to.ShadowAllow.Would(x.facts(req, read, host, client)); err != nil || !allowed {
+		facts := x.facts(req, read, host, client)
+		if lacks := x.open(to.ShadowAllow, facts); len(lacks) > 0 {
+			x.step(Step{Section: SectionRequest, Check: "shadow_allow", Result: Note,
+				Found: fmt.Sprintf("a stricter expression reads %s, which is not known here", strings.Join(lacks, ", "))})
+		} else if allowed, err := to.ShadowAllow.Would(facts); err != nil || !allowed {
 			x.step(Step{Section: SectionRequest, Check: "shadow_allow", Result: Odd,
 				Reason: reason.PolicyDenied.String(), Expected: oneLine(to.ShadowAllow), Found: "a stricter expression would deny"})
 		}
@@ -769,7 +837,7 @@ func (x *inquiry) head() (*message.Request, error) {
 	req := &message.Request{Method: []byte(method), Path: []byte(path), Query: []byte(query), HasQuery: has, Host: []byte(x.q.Host)}
 	for _, line := range x.q.Header {
 		name, value, ok := strings.Cut(line, ":")
-		if !ok || name == "" || strings.ContainsAny(line, "\r\n\x00") || len(req.Fields) == 100 {
+		if !ok || name == "" || strings.ContainsAny(line, "\r\n\x00") || len(req.Fields) == maxHeader {
 			return nil, errors.New(quoted(line))
 		}
 		req.Fields = append(req.Fields, message.Field{Name: []byte(name), Value: []byte(strings.TrimSpace(value))})
@@ -797,8 +865,177 @@ func (x *inquiry) facts(req *message.Request, read route.Path, host *snapshot.Ho
 	return f
 }
 
-// expression tells what an allow expression saw.
-func (x *inquiry) expression(rule *policy.Rule, facts *policy.Facts, why reason.Reason) {
+// Variables of rules that a question may not tell.
+const (
+	clientIP = "connection.client_ip"
+	headers  = "request.headers"
+	query    = "request.query"
+)
+
+// open returns the variables that the verdict of a rule rests on and that nobody knows: none where the rule says the same
+// whatever they are. f is not used up.
+func (x *inquiry) open(rule *policy.Rule, f *policy.Facts) (lacks []string) {
+	for _, name := range rule.Reads() {
+		if slices.Contains(x.unknown, name) {
+			lacks = append(lacks, name)
+		}
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	// Without them a rule that comes to read one fails, whatever else it says.
+	probe := policy.Facts{Client: f.Client, Request: f.Request, Path: f.Path, Host: f.Host, Connection: f.Connection, Now: f.Now}
+	for _, name := range lacks {
+		if strings.HasPrefix(name, "request.") {
+			probe.Request = nil
+		} else {
+			probe.Connection = nil
+		}
+	}
+	if _, err := rule.Would(&probe); err == nil && probe.Cause() == nil {
+		return nil
+	}
+	return lacks
+}
+
+// lack ends with a question that has no answer without what is not known. asked is what is asked of the client with it.
+func (x *inquiry) lack(lacks []string, expected, where, asked string) {
+	x.lacks, x.lacking = lacks, asked
+	x.undecided("it rests on what is not known here: "+where, "")
+	x.Expected, x.Found = expected, strings.Join(lacks, ", ")+": not known"
+	switch flags := lackFlags(lacks); {
+	case !x.assume:
+		x.Sentence, x.Next = "it rests on the address of the client, which is not given", "give --from with the client's address: "+where
+	case flags != "":
+		x.Next = "ask for one client at a time what the record does not say, with countersign explain" + flags + ": " + where
+	default:
+		x.Next = "compare by hand, for no record says it: " + where
+	}
+}
+
+// lackFlags are those of explain that say what lacks.
+func lackFlags(lacks []string) (flags string) {
+	for _, f := range [][2]string{{clientIP, " --from ADDRESS"}, {headers, " --header 'NAME: VALUE'"}, {query, " --path '/PATH?QUERY'"}} {
+		if slices.Contains(lacks, f[0]) {
+			flags += f[1]
+		}
+	}
+	return flags
+}
+
+// demanded is what a route asks of clients.
+func demanded(to *snapshot.Route) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%t", to.Required || to.StepUp != nil)
+	if to.Allow != nil {
+		fmt.Fprintf(&b, " %q", to.Allow.String())
+	}
+	if to.Store != nil {
+		fmt.Fprintf(&b, " %x", to.Store.Sum())
+	}
+	return b.String()
+}
+
+// chainOf is the verified chain of a client, as text.
+func chainOf(client identity.Client) string {
+	id, ok := client.Identity()
+	if !ok {
+		return " nobody"
+	}
+	h := sha256.New()
+	for _, c := range id.Chain() {
+		h.Write(c.Raw)
+	}
+	return fmt.Sprintf(" %x", h.Sum(nil))
+}
+
+// forks ends with a request of which nobody knows the route, because conditions of routes are about what is not known. For
+// impact it is enough that all routes which it may take ask the same.
+func (x *inquiry) forks(host *snapshot.Host, req *message.Request, read route.Path) (done bool) {
+	about := map[int][]string{}
+	rules := host.Routes.Rules()
+	for i, r := range rules {
+		if w := r.When; w != nil {
+			for name, there := range map[string]bool{clientIP: len(w.Sources) > 0, headers: len(w.Headers) > 0, query: len(w.Queries) > 0} {
+				if there && slices.Contains(x.unknown, name) {
+					about[i] = append(about[i], name)
+				}
+			}
+		}
+	}
+	if len(about) == 0 {
+		return false
+	}
+	// The routes that it may take are found one after the other: with all that is not known as the first of them wants it,
+	// then without that one. Each keeps conditions, so that none hides another.
+	anywhere := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	may := slices.Clone(rules)
+	for i, names := range about {
+		w := *rules[i].When
+		for _, name := range names {
+			switch name {
+			case clientIP:
+				w.Sources = anywhere
+			case headers:
+				w.Headers = nil
+			case query:
+				w.Queries = nil
+			}
+		}
+		may[i].When = &w
+	}
+	source := x.q.Client
+	if slices.Contains(x.unknown, clientIP) {
+		source = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	var lacks, patterns, asks []string
+	unsure := func() { // which of them it may take
+		for _, names := range about {
+			lacks = append(lacks, names...)
+		}
+		patterns, asks = append(patterns, "others"), append(asks, "others "+demands(host))
+	}
+	for {
+		table, err := route.NewTable(may)
+		if err != nil {
+			unsure()
+			break
+		}
+		to, i, verdict := table.Find(read, &route.Ask{Request: req, Source: source, Client: x.client})
+		if verdict != route.Matched {
+			_, _, certain := host.Routes.Find(read, &route.Ask{Request: req, Source: x.q.Client, Client: x.client})
+			if verdict == route.Unsafe && certain != route.Unsafe {
+				unsure()
+			} else {
+				patterns, asks = append(patterns, "none"), append(asks, verdict.String())
+			}
+			break
+		}
+		patterns, asks = append(patterns, show(pattern(rules[i]))), append(asks, demanded(to))
+		if about[i] == nil {
+			break
+		}
+		lacks = append(lacks, about[i]...)
+		never := *may[i].When
+		never.Methods = []string{"\x00"}
+		may[i].When = &never
+	}
+	if len(lacks) == 0 {
+		return false // those that ask for it are of other paths
+	}
+	slices.Sort(lacks)
+	lacks = slices.Compact(lacks)
+	if x.assume && len(slices.Compact(slices.Clone(asks))) == 1 {
+		return false
+	}
+	where := fmt.Sprintf("match of routes of host %s asks for %s", show(host.Name), strings.Join(lacks, ", "))
+	x.step(Step{Section: SectionRequest, Check: "route", Result: Note, Found: "not known, one of: " + strings.Join(patterns, "; ")})
+	x.lack(lacks, "one of the routes "+strings.Join(patterns, "; "), where, strings.Join(asks, "\n")+chainOf(x.client))
+	return true
+}
+
+// expression tells what an allow expression saw. With lacks it saw too little.
+func (x *inquiry) expression(rule *policy.Rule, facts *policy.Facts, why reason.Reason, lacks []string) {
 	cause := facts.Cause()
 	st := Step{Section: SectionRequest, Check: "allow", Result: Good, Expected: oneLine(rule), Found: "true"}
 	if why != reason.Unset {
@@ -806,8 +1043,18 @@ func (x *inquiry) expression(rule *policy.Rule, facts *policy.Facts, why reason.
 			st.Found = show(cause.Error())
 		}
 	}
+	if len(lacks) > 0 {
+		st.Result, st.Found = Note, "not known without "+strings.Join(lacks, ", ")
+	}
 	for _, name := range rule.Reads() {
-		x.step(Step{Section: SectionRequest, Check: "value", Result: Note, About: name, Found: rule.Shown(facts, name)})
+		found := "not known, and not needed"
+		switch {
+		case slices.Contains(lacks, name):
+			found = "not known"
+		case !slices.Contains(x.unknown, name):
+			found = rule.Shown(facts, name)
+		}
+		x.step(Step{Section: SectionRequest, Check: "value", Result: Note, About: name, Found: found})
 	}
 	x.step(st)
 }

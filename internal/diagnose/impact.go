@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,8 @@ type Seen struct {
 	Refused reason.Reason
 	// Path and Method are of a request that it made, empty for none.
 	Method, Path string
+	// Address is where that request came from; the zero value where no record says it.
+	Address netip.Addr
 	// OtherHosts is how many uses are not in Uses, because there was no room for their hosts.
 	OtherHosts int
 }
@@ -91,8 +94,8 @@ type Impact struct {
 	// Refused would newly be refused, Admitted newly be let in; those seen last first.
 	Refused  []Change `json:"newly_refused"`
 	Admitted []Change `json:"newly_admitted"`
-	// Undecided are those whose answer rests on something that is not known here, such as an answer of an OCSP responder, or
-	// which certificates they sent.
+	// Undecided are those whose answer rests on something that is not known here, such as an answer of an OCSP responder,
+	// which certificates they sent, or a header that a rule reads.
 	Undecided []Change `json:"undecided,omitempty"`
 	// Recorded is how many rest on such an answer under the configuration in force, so that the record of how they ended
 	// the last time stands for it. Where both configurations want the same answers, they end alike.
@@ -111,8 +114,8 @@ type Impact struct {
 // Replay judges clients under two configurations.
 type Replay struct {
 	now, proposed *Setup
-	// Paths says that every client is asked about a path.
-	Paths bool
+	// Path and Method are of the request that every client is asked about; empty for none.
+	Path, Method string
 	// partly counts clients of whom not all hosts are kept.
 	partly int
 	others map[[2]*snapshot.Host]bool // whether the routes of two hosts ask different things
@@ -122,6 +125,22 @@ type Replay struct {
 // NewReplay begins a replay.
 func NewReplay(now, proposed *Setup) *Replay {
 	return &Replay{now: now, proposed: proposed, others: make(map[[2]*snapshot.Host]bool), Impact: Impact{Refused: []Change{}, Admitted: []Change{}}}
+}
+
+// ReadsAddress reports whether a route of either configuration asks for the address of the client.
+func (r *Replay) ReadsAddress() bool {
+	for _, s := range []*snapshot.Snapshot{r.now.Snapshot, r.proposed.Snapshot} {
+		for _, l := range s.Listeners {
+			for _, h := range l.Hosts {
+				for _, rule := range h.Routes.Rules() {
+					if rule.When != nil && len(rule.When.Sources) > 0 || rule.Value.Allow != nil && slices.Contains(rule.Value.Allow.Reads(), clientIP) {
+						return true
+					}
+				}
+			}
+		}
+	}
+	return false
 }
 
 // note notes what changes for clients without a certificate, and what else is not judged.
@@ -159,6 +178,7 @@ func (r *Replay) note() {
 				r.noteAnonymous(h, to, where)
 				if to != nil && at.Protocol.Terminates() && r.differ(h, to) {
 					r.noteDemands(where)
+					r.noteNobody(h, to, Use{Listener: l.Name, Host: names[0]}, where)
 				}
 			}
 		}
@@ -167,6 +187,7 @@ func (r *Replay) note() {
 			r.noteAnonymous(h, to, where)
 			if to != nil && at.Protocol.Terminates() && r.differ(h, to) {
 				r.noteDemands(where)
+				r.noteNobody(h, to, Use{Listener: l.Name, Unnamed: true}, where)
 			}
 		}
 		if at == nil || !at.Protocol.Terminates() {
@@ -211,6 +232,7 @@ func (r *Replay) noteNew(l, at *snapshot.Listener, on string) {
 			r.noteAnonymous(h, to, where)
 			if r.differ(h, to) {
 				r.noteDemands(where)
+				r.noteNobody(h, to, Use{Listener: l.Name, Host: name}, where)
 			}
 			if h == l.Host(nil) && (h.Auth.Enforced() != to.Auth.Enforced() || to.Auth.Enforced() && h.Auth.Store.Sum() != to.Auth.Store.Sum()) {
 				r.Open = append(r.Open, "clients that ask for "+where+" come to the default host now: which of them do is not kept")
@@ -236,11 +258,32 @@ func (r *Replay) noteAnonymous(h, to *snapshot.Host, where string) {
 // noteDemands notes that the routes of a host would ask other things than now.
 func (r *Replay) noteDemands(where string) {
 	text := "routes of " + where + " would ask other things of clients than now: "
-	if r.Paths {
+	if r.Path != "" {
 		r.Notes = append(r.Notes, text+"judged are requests that rules denied, and one for the path that is given, of every client")
 		return
 	}
 	r.Open = append(r.Open, text+"of requests only those that rules denied are judged; with --path one of every client is")
+}
+
+// noteNobody notes what becomes of the request that is asked about without a certificate, where h becomes to.
+func (r *Replay) noteNobody(h, to *snapshot.Host, u Use, where string) {
+	if r.Path == "" || h.Auth.Mode == policy.Require || to.Auth.Mode == policy.Require { // noteAnonymous tells of those
+		return
+	}
+	c := &Seen{Path: r.Path, Method: r.Method}
+	before, err := meet(r.now, c, &u, nil)
+	if err != nil {
+		return
+	}
+	after, err := meet(r.proposed, c, &u, nil)
+	switch {
+	case err != nil || after.why == reason.Unset || before.why != reason.Unset && !before.undecided(): // nobody is refused who was let in
+	case before.undecided() && after.undecided() && before.alike(&after):
+	case before.undecided() || after.undecided():
+		r.Open = append(r.Open, "clients without a certificate may be refused "+show(r.Path)+" of "+where+", which rests on what is not known of them; they leave nothing to be counted by")
+	default:
+		r.Open = append(r.Open, "clients without a certificate would be refused "+show(r.Path)+" of "+where+" ("+after.why.String()+"); they leave nothing to be counted by")
+	}
 }
 
 // differ reports whether the routes of two hosts ask different things of clients.
@@ -315,7 +358,10 @@ type ending struct {
 	// rests is the content of the trust store that refused for something that rests on which certificates were sent; zero
 	// where nothing does.
 	rests [sha256.Size]byte
-	doubt bool // whether it ends so rests on what the client sends here, or on how it ended here the last time
+	// lacking is what is asked of the client with values that no record has, and then nobody knows how it ends; empty for
+	// none. Equal text, equal ending.
+	lacking string
+	doubt   bool // whether it ends so rests on what the client sends here, or on how it ended here the last time
 }
 
 // restsOnChain reports whether other certificates than those that are kept might have led to another verdict: it is not about
@@ -355,7 +401,12 @@ func (w *waiting) undecided() ending {
 	return ending{why: w.why, expected: w.expected, found: w.found, waiting: *w}
 }
 
-func (e *ending) undecided() bool { return e.waiting.why != reason.Unset }
+func (e *ending) undecided() bool { return e.waiting.why != reason.Unset || e.lacking != "" }
+
+// alike reports whether two undecided endings are the same, whatever is not known here.
+func (e *ending) alike(o *ending) bool {
+	return e.lacking == o.lacking && e.waiting.alike(&o.waiting)
+}
 
 // alike reports whether the same answers let in, or refuse, under both.
 func (w *waiting) alike(o *waiting) bool {
@@ -379,7 +430,7 @@ func (r *Replay) Ask(c *Seen) (failed error) {
 			failed = err
 			continue
 		}
-		if r.Asked++; before.undecided() {
+		if r.Asked++; before.waiting.why != reason.Unset {
 			r.Recorded++
 		}
 		r.compare(c, &u, before, after)
@@ -387,9 +438,9 @@ func (r *Replay) Ask(c *Seen) (failed error) {
 		if !ok {
 			continue
 		}
-		const version = reason.TLSVersionUnsupported
-		if before, after, err = both(&old); err == nil && (before.why == version) != (after.why == version) {
-			r.compare(c, &old, before, after) // for anything else it is as with the newer version
+		older, later, err := both(&old)
+		if err == nil && (older.why != before.why || later.why != after.why || older.lacking != before.lacking || later.lacking != after.lacking) {
+			r.compare(c, &old, older, later) // for anything else it is as with the newer version
 		}
 	}
 	if c.OtherHosts > 0 {
@@ -432,7 +483,7 @@ func (r *Replay) both(sent []attempt, u *Use) (before, after ending, err error) 
 			before = b
 		}
 		switch {
-		case a.why == reason.Unset, a.undecided() && b.undecided() && b.waiting.alike(&a.waiting):
+		case a.why == reason.Unset, a.undecided() && b.undecided() && b.alike(&a):
 			same = append(same, a)
 		case a.undecided():
 			open = append(open, a)
@@ -493,10 +544,23 @@ func ways(presented []*x509.Certificate) (all [][]*x509.Certificate) {
 
 // compare lists a client for which the two configurations differ.
 func (r *Replay) compare(c *Seen, u *Use, before, after ending) {
+	if before.undecided() && after.undecided() && before.alike(&after) && !after.doubt {
+		return
+	}
+	if before.lacking != "" && !after.doubt {
+		if c.Path == "" || c.Refused != reason.PolicyDenied {
+			e := after
+			if e.why == reason.Unset {
+				e = before
+			}
+			e.next = before.next
+			r.Undecided = append(r.Undecided, changed(c, u, &e))
+			return
+		}
+		before = ending{why: c.Refused, expected: before.expected, found: "that rules denied it"}
+	}
 	if before.undecided() && !after.doubt {
 		switch {
-		case after.undecided() && before.waiting.alike(&after.waiting):
-			return
 		case after.why != reason.Unset && !after.undecided() && c.Refused != reason.Unset && (len(c.Uses) > 1 || c.Refused != reason.ClientCertRevoked):
 			after.doubt = true // it may have been refused at another host only
 		case c.Refused != reason.Unset:
@@ -518,7 +582,9 @@ func (r *Replay) compare(c *Seen, u *Use, before, after ending) {
 	case before.why == reason.Unset && after.why != reason.Unset:
 		r.Refused = append(r.Refused, changed(c, u, &after))
 	case before.why != reason.Unset && after.why == reason.Unset:
-		r.Admitted = append(r.Admitted, changed(c, u, &before))
+		in := changed(c, u, &before)
+		in.Next = "" // there is nothing to mend
+		r.Admitted = append(r.Admitted, in)
 	}
 }
 
@@ -609,15 +675,34 @@ func meet(s *Setup, c *Seen, u *Use, verdicts map[[sha256.Size]byte]*trust.Verdi
 	}
 	// What a request is refused for is certain, whatever the answers are that a handshake waits for.
 	x, err := inquire(s, &Question{Presented: c.Presented, Listener: l.Name, Host: strings.Replace(name, "*", "any", 1), Method: c.Method, Path: c.Path,
-		Version: versionOf(u.Version)}, true)
+		Version: versionOf(u.Version), Client: c.Address, unknown: unrecorded(c, u)}, true)
 	if err != nil {
 		return ending{}, err
+	}
+	if x.lacks != nil {
+		return ending{why: reason.PolicyDenied, expected: x.Expected, found: x.Found, next: x.Next, host: h, lacking: x.lacking, waiting: x.waiting}, nil
 	}
 	if x.Outcome == Refused {
 		why, _ := reason.Parse(x.Reason)
 		return ending{why: why, expected: x.Expected, found: x.Found, next: x.Next, host: h, rests: x.rests}, nil
 	}
 	return x.waiting.undecided(), nil
+}
+
+// unrecorded are variables of rules that no record has of a use, besides the address. What will be is not known of the time
+// either.
+func unrecorded(c *Seen, u *Use) []string {
+	names := []string{headers, "connection.resumed", "connection.time"}
+	if !strings.Contains(c.Path, "?") {
+		names = append(names, query)
+	}
+	if versionOf(u.Version) == 0 {
+		names = append(names, "connection.tls_version")
+	}
+	if u.Unnamed || strings.Contains(u.Host, "*") {
+		names = append(names, "connection.server_name", "request.host")
+	}
+	return names
 }
 
 func versionOf(name string) uint16 {

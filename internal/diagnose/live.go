@@ -336,7 +336,11 @@ func (c *caller) asked(a *Attempt, req *tls.CertificateRequestInfo) *tls.Certifi
 		a.Hints = append(a.Hints, dn(raw))
 	}
 	for _, s := range req.SignatureSchemes[:min(len(req.SignatureSchemes), 32)] {
-		a.SignatureAlgorithms = append(a.SignatureAlgorithms, s.String())
+		name := s.String()
+		if s == 0x0808 { // which crypto/tls does not have, and so has no name for
+			name = "ed448"
+		}
+		a.SignatureAlgorithms = append(a.SignatureAlgorithms, name)
 	}
 	if c.pair == nil {
 		a.Fits, a.Unfit = false, "there is no certificate to send"
@@ -430,7 +434,7 @@ func (c *caller) blame(a *Attempt, alert int) {
 	a.Spoken, a.Outcome, a.fault = true, Refused, faultClient
 	switch {
 	case c.pair == nil:
-		a.next = "send a certificate: give --cert and --key" + c.ofHints(a)
+		a.next = c.send(a)
 	case a.Sent == 0:
 		a.next = "use a certificate with another kind of key: " + a.Unfit + " (" + a.algorithms() + ")"
 	case c.bad != nil:
@@ -473,6 +477,14 @@ func (c *caller) ofHints(a *Attempt) string {
 		return ""
 	}
 	return ": " + strings.Join(a.Hints[:min(len(a.Hints), 3)], "; ")
+}
+
+// send is the next step where no certificate was sent.
+func (c *caller) send(a *Attempt) string {
+	if len(a.Hints) == 0 {
+		return "send a certificate: give --cert and --key"
+	}
+	return "send a certificate of one of the CAs that the server names, with --cert and --key" + c.ofHints(a)
 }
 
 // mend says what to do about what is wrong with our certificate.
@@ -537,7 +549,7 @@ func (c *caller) judge(a *Attempt, resp *http.Response, body string) {
 	mended := func(otherwise string) string {
 		switch {
 		case c.pair == nil:
-			return "send a certificate: give --cert and --key" + c.ofHints(a)
+			return c.send(a)
 		case c.bad != nil:
 			a.fault = faultClient
 			return c.mend()

@@ -68,6 +68,11 @@ type Query struct {
 	Limit  int
 }
 
+// QueryError is a query that nobody can answer, as it is written.
+type QueryError struct{ text string }
+
+func (e *QueryError) Error() string { return e.text }
+
 // Bounds of a page.
 const (
 	defaultLimit = 50
@@ -206,13 +211,13 @@ func (q *Query) where() (text string, args []any, in netip.Prefix, err error) {
 	if q.Address != "" {
 		if strings.Contains(q.Address, "/") {
 			if in, err = netip.ParsePrefix(q.Address); err != nil {
-				return "", nil, in, fmt.Errorf("expected an address or a network like 10.0.0.0/8, found %q", plain(q.Address, maxText))
+				return "", nil, in, &QueryError{fmt.Sprintf("address: expected an address or a network like 10.0.0.0/8, found %q", plain(q.Address, maxText))}
 			}
 			in = in.Masked()
 		} else {
 			a, err := netip.ParseAddr(q.Address)
 			if err != nil {
-				return "", nil, in, fmt.Errorf("expected an address or a network like 10.0.0.0/8, found %q", plain(q.Address, maxText))
+				return "", nil, in, &QueryError{fmt.Sprintf("address: expected an address or a network like 10.0.0.0/8, found %q", plain(q.Address, maxText))}
 			}
 			add("address = ?", a.Unmap().WithZone("").String())
 		}
@@ -231,7 +236,7 @@ func digits(what, text string, least int) (string, error) {
 	s := strings.TrimPrefix(strings.TrimPrefix(strings.ToLower(text), "sha256:"), "0x")
 	s = strings.NewReplacer(":", "", " ", "").Replace(s)
 	if len(s) < least || len(s) > 64 || strings.Trim(s, hexDigits) != "" {
-		return "", fmt.Errorf("%s: expected %d to 64 hexadecimal digits, found %q", what, least, plain(text, maxText))
+		return "", &QueryError{fmt.Sprintf("%s: expected %d to 64 hexadecimal digits, found %q", what, least, plain(text, maxText))}
 	}
 	return s, nil
 }
