@@ -354,11 +354,13 @@ func TestRedirectRefused(t *testing.T) {
 		{"host with path", RedirectOptions{Host: "b.test/x"}, "host", "no host"},
 		{"host with user", RedirectOptions{Host: "a@b.test"}, "host", "no host"},
 		{"host with a line end", RedirectOptions{Host: "b.test\r\nX: y"}, "host", "no host"},
-		{"host of the path", RedirectOptions{Host: "#{path}"}, "host", "no place here"},
+		{"host of the path", RedirectOptions{Host: "#{path}"}, "host", "#{path} has no place in host; expected #{host}; remove it"},
 		{"port", RedirectOptions{Port: "0"}, "port", "no port"}, {"long port", RedirectOptions{Port: "65536"}, "port", "no port"}, {"port with zero", RedirectOptions{Port: "080"}, "port", "no port"},
-		{"port text", RedirectOptions{Port: "https"}, "port", "no port"}, {"two ports", RedirectOptions{Port: "#{port}1"}, "port", "no port"}, {"port of the host", RedirectOptions{Port: "#{host}"}, "port", "no place here"},
+		{"port text", RedirectOptions{Port: "https"}, "port", "no port"}, {"two ports", RedirectOptions{Port: "#{port}1"}, "port", "no port"}, {"port of the host", RedirectOptions{Port: "#{host}"}, "port", "#{host} has no place in port; expected #{port}; remove it"},
 		{"path without slash", RedirectOptions{Path: "#{path}"}, "path", "begin with /"}, {"path text", RedirectOptions{Path: "x"}, "path", "begin with /"},
-		{"unknown placeholder", RedirectOptions{Path: "/#{user}"}, "path", "no placeholder"}, {"query in the path", RedirectOptions{Path: "/x?y"}, "path", "cannot have"}, {"query placeholder in the path", RedirectOptions{Path: "/#{query}"}, "path", "no place here"},
+		{"unknown placeholder", RedirectOptions{Path: "/#{user}"}, "path", "#{user} is no placeholder; expected one of: #{host}, #{port}, #{path}; remove it"},
+		{"unknown placeholder in the query", RedirectOptions{Path: "/x", Query: "q=#{query}&p=#{port}&s=#{x}"}, "query", "#{x} is no placeholder; expected one of: #{protocol}, #{host}, #{port}, #{path}, #{query}; remove it"}, {"unknown placeholder in the host", RedirectOptions{Host: "www.#{Host}"}, "host", "#{Host} is no placeholder; expected one of: #{host}; remove it"},
+		{"scheme in the path", RedirectOptions{Path: "/#{protocol}/#{path}"}, "path", "#{protocol} has no place in path; expected #{host}, #{port}, #{path}; remove it"}, {"query in the path", RedirectOptions{Path: "/x?y"}, "path", "cannot have"}, {"query placeholder in the path", RedirectOptions{Path: "/#{query}"}, "path", "#{query} has no place in path; expected #{host}, #{port}, #{path}; remove it"},
 		{"path with a line end", RedirectOptions{Path: "/x\r\nSet-Cookie: a=b"}, "path", "cannot have"}, {"path with a space", RedirectOptions{Path: "/a b"}, "path", "cannot have"}, {"path with a bad escape", RedirectOptions{Path: "/%zz"}, "path", "cannot have"},
 		{"query with a quotation mark", RedirectOptions{Path: "/x", Query: `a="b"`}, "query", "cannot have"}, {"query with a fragment", RedirectOptions{Path: "/x", Query: "a#b"}, "query", "cannot have"},
 		{"query twice", RedirectOptions{Path: "/x", Query: "a", DropQuery: true}, "drop_query", "both"},
@@ -367,6 +369,9 @@ func TestRedirectRefused(t *testing.T) {
 			var p problems
 			NewRedirect(c.o, p.report)
 			p.one(t, c.key, c.text)
+			if len(p) > 1 {
+				t.Errorf("more than one problem: %q", p)
+			}
 		})
 	}
 }
@@ -387,6 +392,8 @@ func TestRedirect(t *testing.T) {
 		{name: "port of the request kept", o: RedirectOptions{Host: "www.#{host}"}, f: secure, target: "/x?", want: "https://www.a.test:8443/x"},
 		{name: "standard port left out", o: RedirectOptions{Port: "443"}, f: secure, target: "/x", want: "https://a.test/x"},
 		{name: "alb form", o: RedirectOptions{Scheme: "#{protocol}", Host: "#{host}", Port: "#{port}", Path: "/new/#{path}", Query: "from=#{path}&#{query}"}, f: secure, target: "/a/b?c=d", want: "https://a.test:8443/new/a/b?from=a/b&c=d"},
+		{name: "every placeholder in the query", o: RedirectOptions{Path: "/x", Query: "s=#{protocol}&h=#{host}&p=#{port}&t=#{path}&#{query}"}, f: secure, target: "/a?b", want: "https://a.test:8443/x?s=https&h=a.test&p=8443&t=a&b"},
+		{name: "scheme of a request without TLS", o: RedirectOptions{Scheme: "https", Query: "from=#{protocol}"}, f: plain, target: "/a", want: "https://a.test/a?from=http"},
 		{name: "query dropped", o: RedirectOptions{Path: "/x", DropQuery: true}, f: secure, target: "/a?b", want: "https://a.test:8443/x"},
 		{name: "OPTIONS *", o: RedirectOptions{Host: "b.test"}, f: secure, target: "*", want: "https://b.test:8443/"},
 		{name: "downgrade", o: RedirectOptions{Scheme: "http", FromTLS: true, Downgrade: true}, f: secure, target: "/", want: "http://a.test/"},

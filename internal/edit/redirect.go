@@ -64,42 +64,53 @@ func NewRedirect(o RedirectOptions, report Report) *Redirect {
 	if o.Downgrade && !(o.FromTLS && r.insecure) {
 		report("allow_downgrade_to_http_insecure", "remove it", "the redirect does not lead from https to http")
 	}
+	// part is nil where it has reported something.
 	part := func(key, text, otherwise string, allowed ...placeholder) []part {
 		if text == "" {
 			text = otherwise
 		}
-		parts, err := parse(text, '#', urlPlaceholders)
-		if err != nil {
-			report(key, "", "%s", err)
-			return nil
+		const next = "remove it, or use one that is expected"
+		known := make(map[string]placeholder)
+		for name, kind := range urlPlaceholders {
+			if slices.Contains(allowed, kind) {
+				known[name] = kind
+			}
 		}
-		for _, p := range parts {
-			if p.kind != literal && !slices.Contains(allowed, p.kind) {
-				report(key, "", "a placeholder of %q has no place here", bounded(text))
+		expected := names(known, "#{")
+		for _, p := range names(urlPlaceholders, "#{") {
+			if strings.Contains(text, p) && !slices.Contains(expected, p) {
+				report(key, next, "%s has no place in %s; expected %s", p, key, strings.Join(expected, ", "))
 				return nil
 			}
+		}
+		parts, err := parse(text, '#', known)
+		if err != nil {
+			report(key, next, "%s", err)
+			return nil
 		}
 		return parts
 	}
 	r.host = part("host", o.Host, "#{host}", host)
-	if o.Host != "" {
+	if o.Host != "" && r.host != nil {
 		example := strings.ReplaceAll(o.Host, "#{host}", "x.test")
 		if name, port, err := hostname.AppendCanonicalHost(nil, []byte(example)); err != nil || port != 0 || string(name) != example {
 			report("host", "write a name in lower case, without port", "%q is no host that clients could be sent to", bounded(o.Host))
 		}
 	}
 	if o.Port != "" {
-		if r.port = part("port", o.Port, "", port); len(r.port) != 1 {
+		if r.port = part("port", o.Port, "", port); len(r.port) > 1 {
 			report("port", "write a number or #{port}", "%q is no port", bounded(o.Port))
-		} else if n, err := strconv.ParseUint(r.port[0].text, 10, 16); r.port[0].kind == literal && (err != nil || n == 0 || r.port[0].text[0] == '0') {
-			report("port", "write a number from 1 to 65535, or #{port}", "%q is no port", bounded(o.Port))
+		} else if r.port != nil && r.port[0].kind == literal {
+			if n, err := strconv.ParseUint(r.port[0].text, 10, 16); err != nil || n == 0 || r.port[0].text[0] == '0' {
+				report("port", "write a number from 1 to 65535, or #{port}", "%q is no port", bounded(o.Port))
+			}
 		}
 	}
 	r.path = part("path", o.Path, "/#{path}", host, port, path)
 	if len(r.path) > 0 && (r.path[0].kind != literal || r.path[0].text[0] != '/') {
 		report("path", "write /#{path} or /new/#{path}", "%q does not begin with /", bounded(o.Path))
 	}
-	r.query = part("query", o.Query, "#{query}", host, port, path, query)
+	r.query = part("query", o.Query, "#{query}", scheme, host, port, path, query)
 	if o.DropQuery {
 		if r.query = nil; o.Query != "" {
 			report("drop_query", "remove one of them", "both query and drop_query are set")
@@ -193,6 +204,8 @@ func (r *Redirect) append(dst []byte, parts []part, req *message.Request, f *Fac
 		switch p := &parts[i]; p.kind {
 		case literal:
 			dst = append(dst, p.text...)
+		case scheme:
+			dst = append(dst, f.scheme()...)
 		case host:
 			dst = append(dst, f.Host...)
 		case port:

@@ -404,5 +404,9 @@ func (c *compiler) unresolved(path, kind, name string, among []string) {
 	if s := config.Suggest(name, among); s != "" {
 		next = fmt.Sprintf("did you mean %q?", s)
 	}
+	if len(among) == 0 {
+		c.problem(path, next, "no %s is named %q; there is none", kind, name)
+		return
+	}
 	c.problem(path, next, "no %s is named %q; expected one of: %s", kind, name, strings.Join(among, ", "))
 }

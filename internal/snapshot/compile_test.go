@@ -3,8 +3,10 @@ package snapshot
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,14 +66,15 @@ func newBench(t testing.TB) *bench {
 	other := testpki.New(t)
 	weak := b.ca.Server("a.test", testpki.RSA(1024))
 	expired := b.ca.Server("a.test", testpki.DNS("*.w.test"), testpki.Expired())
+	purpose := b.ca.Server("a.test", testpki.DNS("*.w.test"), testpki.Lifetime(90*24*time.Hour), testpki.EKU(x509.ExtKeyUsageClientAuth))
 	old := testpki.New(t, testpki.Expired())
 	for name, data := range map[string][]byte{
 		"ca.pem": b.ca.PEM(), "ca.crl": b.ca.CRL(), "other.pem": other.PEM(), "other.crl": other.CRL(),
 		"off.pem": off.PEM(), "off.key": off.KeyPEM(), "server.pem": server.PEM(), "server.key": server.KeyPEM(), "edge.pem": edge.PEM(), "edge.key": edge.KeyPEM(),
-		"weak.pem": weak.PEM(), "weak.key": weak.KeyPEM(), "expired.pem": expired.PEM(), "expired.key": expired.KeyPEM(),
+		"weak.pem": weak.PEM(), "weak.key": weak.KeyPEM(), "expired.pem": expired.PEM(), "expired.key": expired.KeyPEM(), "purpose.pem": purpose.PEM(), "purpose.key": purpose.KeyPEM(),
 		"empty.pem": nil, "cut.der": b.ca.DER()[:200], "half.pem": b.ca.PEM()[:300], "twice.pem": append(b.ca.PEM(), b.ca.PEM()...),
 		"forged.crl": b.ca.CRL(testpki.SignedBy(other), testpki.NoAKI()), "delta.crl": b.ca.CRL(testpki.CRLExt(testpki.DeltaIndicator())), "oldca.pem": append(old.PEM(), b.ca.PEM()...),
-		"text.pem": []byte("hello\n"),
+		"text.pem": []byte("hello\n"), "old.crl": b.ca.CRL(testpki.ThisUpdate(time.Now().Add(-48*time.Hour)), testpki.NextUpdate(time.Now().Add(-time.Hour))),
 	} {
 		b.write(name, data)
 	}
@@ -272,6 +275,26 @@ func TestCompileErrors(t *testing.T) {
 	}
 }
 
+// TestNoneNamed: where there is nothing that could have been meant, that is said, and no list without entries.
+func TestNoneNamed(t *testing.T) {
+	b := newBench(t)
+	_, problems := b.compile(`listeners:
+  public:
+    listen: 127.0.0.1:8443
+    protocol: https
+    hosts:
+      - names: [a.test]
+        certificate: {cert: server.pem, key: server.key}
+        client_auth: {mode: require, trust_store: s}
+        routes: [{upstream: u}]
+`)
+	for _, want := range []string{`no trust store is named "s"; there is none`, `no upstream is named "u"; there is none`} {
+		if !slices.ContainsFunc(problems, func(p config.Problem) bool { return p.Message == want && !p.Warning }) {
+			t.Errorf("nobody says %q:\n%v", want, problems)
+		}
+	}
+}
+
 // TestCompileWarnings: what is odd and served nevertheless is told.
 func TestCompileWarnings(t *testing.T) {
 	b := newBench(t)
@@ -279,12 +302,14 @@ func TestCompileWarnings(t *testing.T) {
 		{"B24", "CA twice", "{file: ca.pem}\n    rev", "{file: twice.pem}\n    rev", "trust_stores.clients.ca_bundle.file", "same as block 1"},
 		{"B14", "CA expired", "{file: ca.pem}\n    rev", "{file: oldca.pem}\n    rev", "trust_stores.clients.ca_bundle.file", "expired"},
 		{"C10", "list of a stranger", "[{file: ca.crl}]", "[{file: ca.crl}, {file: other.crl}]", "trust_stores.clients", "is of no CA in this trust store"},
+		{"C04", "list expired", "[{file: ca.crl}]", "[{file: old.crl}]", "trust_stores.clients.revocation.crls[0].file", "expired at"},
 		{"G01", "ops for everybody", "trust_stores:", "ops: {listen: ':9901'}\ntrust_stores:", "ops.listen", "not a loopback address"},
 		{"A44", "name on both", "names: [t.test]", "names: [a.test]", "listeners.through", "passed through here and terminated"},
 		{"B25", "store unused", "  internal:", "  spare: {ca_bundle: {file: ca.pem}}\n  internal:", "trust_stores.spare", "not used"},
 		{"B25", "upstream unused", "  bytes:", "  spare: {targets: ['http://127.0.0.1:9']}\n  bytes:", "upstreams.spare", "not used"},
 		{"H03", "certificate expired", "certificate: {cert: server.pem, key: server.key}", "certificate: {cert: expired.pem, key: expired.key}", "listeners.public.hosts[0].certificate", "expired at"},
 		{"H03", "certificate of another name", "names: [off.test]", "names: [elsewhere.test]", "listeners.public.hosts[1].certificate", "does not cover"},
+		{"H03", "certificate for clients", "certificate: {cert: server.pem, key: server.key}", "certificate: {cert: purpose.pem, key: purpose.key}", "listeners.public.hosts[0].certificate", "extendedKeyUsage without serverAuth"},
 	} {
 		t.Run(c.id+"/"+c.name, func(t *testing.T) {
 			yaml := strings.Replace(good, c.old, c.new, 1)

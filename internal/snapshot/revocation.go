@@ -156,6 +156,11 @@ func (c *compiler) crl(path string, src config.CRL, anchors []*x509.Certificate)
 		return before
 	}
 	c.memory.at[at] = parsed
+	for _, l := range parsed {
+		if until := l.NextUpdate(); until.Before(c.Now) {
+			c.warn(at, "ask the CA for a newer one; until there is one, what revocation.stale says holds", "%s: %s expired at %s", src.File, l, until.UTC().Format(time.RFC3339))
+		}
+	}
 	if c.Lists == nil {
 		return parsed
 	}
@@ -206,7 +211,7 @@ func (c *compiler) ocsp(path string, out *trust.OCSP, o *config.OCSP) {
 		}
 	}
 	if o.Responder == "" && len(o.Hosts) == 0 {
-		c.problem(path, "add responder: http://ocsp.partner.test, or hosts: [ocsp.partner.test] to ask the ones that certificates name", "ocsp has nobody to ask")
+		c.problem(path, "write ocsp: {mode: "+o.Mode+`, responder: "http://ocsp.partner.test"}, or hosts: [ocsp.partner.test] in place of responder to ask the ones that certificates name`, "ocsp has nobody to ask")
 	}
 	c.outside.Responders = append(append(c.outside.Responders, out.Hosts...), o.Responder)
 	if o.Signers != "" {

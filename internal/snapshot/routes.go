@@ -114,13 +114,32 @@ func isZero(m config.Match) bool {
 	return m.Path == "" && len(m.Paths)+len(m.PathGlob)+len(m.PathRegex)+len(m.Method)+len(m.Header)+len(m.Query)+len(m.Source) == 0 && m.Identity == nil
 }
 
-// routes compiles the routes of a host.
+// refused reports whether the decoder told an error about the setting at path or about something in it: what looks left
+// out may then be what was refused.
+func (c *compiler) refused(path string) bool {
+	if c.file.Config != nil {
+		return false
+	}
+	return slices.ContainsFunc(c.problems, func(p config.Problem) bool {
+		rest, in := strings.CutPrefix(p.Path, path)
+		return in && !p.Warning && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	})
+}
+
+// routes compiles the routes of a host. Where a condition is wrong, nobody knows which requests the route is for, and nothing
+// is said about what the routes leave to each other.
 func (c *compiler) routes(path string, l *Listener, out *Host, h *config.Host, conf *config.Config) {
+	unclear := c.refused(path)
+	wrong := make(map[int]bool) // the routes, by number, of which it is not known where they lead
 	var rules []route.Rule[*Route]
 	for i, r := range h.Routes {
 		at := config.Path(path, i)
 		value := &Route{Number: i + 1, Upstream: r.Upstream, WebSocket: slices.Contains(r.Upgrade, "websocket")}
+		mark := len(c.problems)
 		c.action(at, value, r, l, conf)
+		if c.problems[mark:].HasErrors() {
+			wrong[i+1] = true
+		}
 		c.routePolicy(at, value, r, c.stepUp(at, value, r, l, out, h), h)
 		if len(r.RateLimits)+len(r.Concurrency) > 0 {
 			value.Gate = c.gate(at, "route", routeGate(l, out, r), l.Protocol, r.RateLimits, r.Concurrency)
@@ -130,7 +149,12 @@ func (c *compiler) routes(path string, l *Listener, out *Host, h *config.Host, c
 			s, _ := route.ParseSpelling(name)
 			rule.Allow |= s
 		}
+		mark = len(c.problems)
 		rules = append(rules, c.matchers(config.Path(at, "match"), r.Match, rule, out)...)
+		unclear = unclear || c.problems[mark:].HasErrors()
+	}
+	if unclear {
+		return
 	}
 	table, err := route.NewTable(rules)
 	if err != nil {
@@ -139,7 +163,7 @@ func (c *compiler) routes(path string, l *Listener, out *Host, h *config.Host, c
 	}
 	out.Routes = table
 	c.bypassed(path, rules)
-	c.loops(path, l, out)
+	c.loops(path, l, out, wrong)
 }
 
 // matchers makes the rules of one route: one for each of its paths, with the same conditions.
@@ -535,9 +559,9 @@ func reaching(at map[string][]int, pattern string) (places []int) {
 	return places
 }
 
-// loops reports redirects that lead to the route itself, by following one from an example of its paths.
-func (c *compiler) loops(path string, l *Listener, host *Host) {
-	done := make(map[int]bool)
+// loops reports redirects that lead to the route itself, by following one from an example of its paths. Those of routes that
+// are done are left out.
+func (c *compiler) loops(path string, l *Listener, host *Host, done map[int]bool) {
 	for _, r := range host.Routes.Rules() {
 		if r.Value.Redirect == nil || r.Kind == route.Expression || done[r.Number] || r.When != nil && len(r.When.Queries) > 0 {
 			continue // of those that ask for a query, it may be what changes

@@ -80,6 +80,7 @@ func TestRouteProblems(t *testing.T) {
 		{name: "redirect to http", change: https("redirect: {scheme: http}"), path: secure + ".redirect.scheme", message: "allow_downgrade_to_http_insecure"},
 		{name: "redirect loop", change: plain("{match: {path: /old/*}, redirect: {path: /old/new}}, {upstream: api}"), path: r0 + ".redirect", message: "same route redirects again"},
 		{name: "redirect that grows", change: plain("{redirect: {path: '/new/#{path}'}}"), path: r0 + ".redirect", message: "same route redirects again"},
+		{name: "redirect of an unknown placeholder", change: plain("{redirect: {path: '/#{user}'}}"), path: r0 + ".redirect.path", message: "no placeholder"},
 		{name: "redirect with a space", change: plain("{redirect: {path: '/a b'}}"), path: r0 + ".redirect.path", message: "cannot have"},
 		{name: "upgrade of a redirect", change: plain("{redirect: {host: b.test}, upgrade: [websocket]}"), path: r0 + ".upgrade", message: "forwards nothing"},
 		{name: "rewrite of a response", change: plain("{respond: {body: x}, rewrite: {host: b.test}}"), path: r0 + ".rewrite", message: "forwards nothing"},
@@ -141,6 +142,38 @@ func TestRouteProblems(t *testing.T) {
 		if _, problems := b.compile(c.yaml(t)); strings.Contains(fmt.Sprint(problems), "asks less") {
 			t.Errorf("%s: %v", name, problems)
 		}
+	}
+}
+
+// TestOneMistake: what follows from a mistake only is not told as another one.
+func TestOneMistake(t *testing.T) {
+	const r0 = plainRoutesPath + "[0]"
+	for _, c := range []struct{ name, routes, path string }{
+		{"glob that is no list", "{match: {path_glob: '/img/*'}, upstream: api}, {upstream: api}", r0 + ".match.path_glob"},
+		{"expression that is no list", "{match: {path_regex: '/img/.*'}, upstream: api}, {match: {path: /x}, upstream: api}", r0 + ".match.path_regex"},
+		{"method that is no list", "{match: {path: /x, method: GET}, upstream: api}, {match: {path: /x}, upstream: api}", r0 + ".match.method"},
+		{"empty path", "{match: {paths: ['']}, upstream: api}, {upstream: api}", r0 + ".match.paths[0]"},
+		{"unknown condition", "{match: {paht: /x}, upstream: api}, {upstream: api}", r0 + ".match.paht"},
+		{"unknown key", "{mtach: {path: /x}, upstream: api}, {upstream: api}", r0 + ".mtach"},
+		{"source", "{match: {path: /x/*, source: [10.1.2.3/16]}, upstream: api}, {upstream: api}, {upstream: api}", r0 + ".match.source[0]"},
+		{"in the last one", "{upstream: api}, {match: {path: /x, method: [get]}, upstream: api}", plainRoutesPath + "[1].match.method[0]"},
+		{"scheme of a redirect", "{redirect: {scheme: htps}}", r0 + ".redirect.scheme"},
+		{"host of a redirect", "{redirect: {host: 'www.#{user}'}}", r0 + ".redirect.host"},
+		{"path of a redirect", "{redirect: {path: '/#{user}'}}", r0 + ".redirect.path"},
+		{"port of a redirect", "{redirect: {port: '#{user}'}}", r0 + ".redirect.port"},
+		{"key of a redirect", "{redirect: {port: [1], path: '/x/#{path}'}}", r0 + ".redirect.port"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, problems := newBench(t).compile(strings.Replace(good, plainRoutes, plain(c.routes)[1], 1))
+			if len(problems) != 1 || problems[0].Path != c.path || problems[0].Warning {
+				t.Errorf("expected one at %s; got:\n%v", c.path, problems)
+			}
+		})
+	}
+	// What is wrong elsewhere in a route hides nothing.
+	_, problems := newBench(t).compile(strings.Replace(good, plainRoutes, plain("{upstream: apy}, {upstream: api}")[1], 1))
+	if !strings.Contains(problems.Error(), "no upstream is named") || !strings.Contains(problems.Error(), "never reached") {
+		t.Error(problems)
 	}
 }
 

@@ -126,6 +126,8 @@ func TestTrustProblems(t *testing.T) {
 		{id: "B25", name: "by_ca empty", change: revocation("crls: [{file: ca.crl}], by_ca: {CN=x: {}}"), path: revocationPath + ".by_ca.CN=x", message: "has no value"},
 		{id: "C04", name: "by_ca grace without time", change: revocation("crls: [{file: ca.crl}], by_ca: {CN=x: {stale: {policy: grace}}}"), path: revocationPath + ".by_ca.CN=x.stale", message: "without a grace time"},
 		{id: "C18", name: "nobody to ask", change: revocation("ocsp: require"), path: revocationPath + ".ocsp", message: "nobody to ask"},
+		{id: "C18", name: "nobody to ask, how", change: revocation("ocsp: require"), path: revocationPath + ".ocsp", message: `write ocsp: {mode: require, responder: "http://ocsp.partner.test"}, or`},
+		{id: "C18", name: "somebody to ask as the hint says, elsewhere wrong", change: revocation(`ocsp: {mode: require, responder: "http://ocsp.partner.test"}, missing: leaf`), path: revocationPath, message: "there are none"},
 		{id: "C18", name: "nobody to ask, long", change: revocation("crls: [{file: ca.crl}], ocsp: {mode: prefer, nonce: require}"), path: revocationPath + ".ocsp", message: "nobody to ask"},
 		{id: "B25", name: "OCSP off with hosts", change: revocation("crls: [{file: ca.crl}], ocsp: {mode: off, hosts: [ocsp.test]}"), path: revocationPath + ".ocsp", message: "no meaning with mode off"},
 		{id: "B25", name: "OCSP off with chain", change: revocation("crls: [{file: ca.crl}], ocsp: {mode: off, chain: true}"), path: revocationPath + ".ocsp", message: "no meaning with mode off"},

@@ -177,9 +177,9 @@ func (c *compiler) balance(path string, s *upstream.Settings, u *config.Upstream
 	s.Balance = balances[u.Balance]
 	hashes := s.Balance == upstream.Maglev || s.Balance == upstream.RingHash
 	switch {
-	case hashes && u.Hash == nil:
+	case hashes && u.Hash == nil && !c.refused(config.Path(path, "hash")):
 		c.problem(config.Path(path, "balance"), "add hash: source, client_certificate or path, or hash: {on: header, name: NAME}", "%s needs to know what to hash", u.Balance)
-	case !hashes && u.Hash != nil:
+	case !hashes && u.Hash != nil && !c.refused(config.Path(path, "balance")):
 		c.problem(config.Path(path, "hash"), "set balance: maglev or ring_hash, or remove hash", "hash has no meaning without such a balance")
 	}
 	if k := u.Hash; k != nil {
@@ -188,6 +188,7 @@ func (c *compiler) balance(path string, s *upstream.Settings, u *config.Upstream
 			"header": upstream.KeyHeader, "cookie": upstream.KeyCookie, "path": upstream.KeyPath}[k.On]
 		named := s.Key.On == upstream.KeyHeader || s.Key.On == upstream.KeyCookie
 		switch {
+		case k.On == "": // reported as refused or missing already
 		case named && k.Name == "":
 			c.problem(config.Path(path, "hash"), "add name", "hash on %s needs the name of the %s", k.On, k.On)
 		case !named && k.Name != "":

@@ -94,6 +94,23 @@ func TestUpstreamErrors(t *testing.T) {
 	}
 }
 
+// TestBalanceOneMistake: a word that is not known does not make the key beside it another mistake.
+func TestBalanceOneMistake(t *testing.T) {
+	b := newBench(t)
+	for _, tt := range []struct{ settings, path string }{
+		{"balance: magle, hash: source", "balance"},
+		{"balance: maglev, hash: sauce", "hash"},
+		{"balance: maglev, hash:", "hash"},
+		{"balance: maglev, hash: {on: haeder, name: X-Tenant}", "hash.on"},
+		{"balance: maglev, hash: {name: X-Tenant}", "hash"},
+	} {
+		_, problems := b.compile(pool(twoTargets + ", " + tt.settings))
+		if len(problems) != 1 || problems[0].Path != "upstreams.api."+tt.path {
+			t.Errorf("%s: expected one problem at %s; got:\n%v", tt.settings, tt.path, problems)
+		}
+	}
+}
+
 func TestUpstreamSettings(t *testing.T) {
 	b := newBench(t)
 	b.write("key.txt", []byte(strings.Repeat("k", 32)+"\n"))
