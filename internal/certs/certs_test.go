@@ -379,6 +379,25 @@ func issueName(cn string) []byte {
 }
 
 func TestCheck(t *testing.T) {
+	// What a certificate says it is for matters where it is shown to clients.
+	for label, uses := range map[string][]x509.ExtKeyUsage{
+		"none": {}, "any": {x509.ExtKeyUsageAny}, "both": {x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		"client": {x509.ExtKeyUsageClientAuth},
+	} {
+		p := pair(t, issue(t, nil, ecKey(elliptic.P256()), func(c *x509.Certificate) { c.DNSNames, c.ExtKeyUsage = []string{"a.test"}, uses }))
+		now := p.Leaf.NotBefore.Add(time.Minute)
+		if got := strings.Join(Check(p, []string{"a.test"}, now), "|"); strings.Contains(got, "without serverAuth") != (label == "client") {
+			t.Errorf("extendedKeyUsage %s: %s", label, got)
+		}
+		if got := strings.Join(Check(p, nil, now), "|"); strings.Contains(got, "serverAuth") {
+			t.Errorf("extendedKeyUsage %s, for backends: %s", label, got)
+		}
+	}
+	nameless := pair(t, issue(t, nil, ecKey(elliptic.P256()), func(c *x509.Certificate) { c.Subject.CommonName = "a.test" }))
+	if got := strings.Join(Check(nameless, []string{"a.test"}, nameless.Leaf.NotBefore.Add(time.Minute)), "|"); !strings.Contains(got, `does not cover the name "a.test": it has no DNS names;`) {
+		t.Errorf("without names: %s", got)
+	}
+
 	leaf := pair(t, issue(t, nil, ecKey(elliptic.P256()), leafFor("a.test", "*.W.test")))
 	end := leaf.Leaf.NotAfter
 	for label, tc := range map[string]struct {

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/ecdsa"
@@ -487,7 +488,7 @@ func TestOddFiles(t *testing.T) {
 		{name: "G32/PKCS#12 key of another certificate", src: Source{PKCS12: func() []byte {
 			der, _ := gopkcs12.Modern.Encode(other.key, leaf.Certificate, nil, "secret")
 			return der
-		}(), Password: secret}, want: ErrKeyMismatch, says: "another of type *ecdsa.PrivateKey"},
+		}(), Password: secret}, want: ErrKeyMismatch, says: "found another ECDSA key: the private key does not belong"},
 		{name: "G32/PKCS#12 bomb at the key", src: Source{PKCS12: pfx(t, "secret", safe(1000, "secret", goodCerts), safe(0, "", bombKey)), Password: secret}, want: ErrTooCostly, says: "found 1000000000"},
 		{name: "G32/PKCS#12 bomb at the certificates", src: Source{PKCS12: pfx(t, "secret", safe(1e9, "secret", goodCerts), safe(0, "", goodKey)), Password: secret}, want: ErrTooCostly, says: "found 1000000000"},
 		{name: "G32/PKCS#12 bomb among the certificates", src: Source{PKCS12: pfx(t, "secret", safe(1000, "secret", withBomb), safe(0, "", goodKey)), Password: secret}, want: ErrMalformed, says: "exactly one key bag"},
@@ -767,4 +768,55 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAdviceForALB does what the problems of a bundle for AWS ALB say, and finds every certificate of it in what is left.
+func TestAdviceForALB(t *testing.T) {
+	if _, err := exec.LookPath("sed"); err != nil {
+		t.Skip(err)
+	}
+	one, two := certPEM(issue(t, nil, ecKey(elliptic.P256()), ca("one"))), certPEM(issue(t, nil, ecKey(elliptic.P256()), ca("two")))
+	for name, bundle := range map[string][]byte{
+		"blank lines": cat(one, []byte("\n \t\n"), two, []byte("\r\n")),
+		"other text":  cat([]byte("subject=CN = one\n"), one, []byte("# a comment - with a hyphen\n\n"), two, []byte("end\n")),
+	} {
+		file := filepath.Join(t.TempDir(), "bundle.pem")
+		if err := os.WriteFile(file, bundle, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Split("CA bundle", bundle, true)
+		var p *Problem
+		if !errors.As(err, &p) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		_, advice, _ := strings.Cut(p.Next, ": ")
+		into := file
+		if strings.Contains(advice, "NEW") {
+			into += ".new"
+		}
+		advice = strings.NewReplacer("FILE", file, "NEW", into).Replace(advice)
+		if out, err := exec.Command("sh", "-c", advice).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %s: %v %s", name, advice, err, out)
+		}
+		mended, err := os.ReadFile(into)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blocks, err := Split("CA bundle", mended, true); err != nil || len(blocks) != 2 {
+			t.Errorf("%s: %s leaves %d certificates: %v", name, advice, len(blocks), err)
+		}
+	}
+}
+
+func TestOtherKey(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := issue(t, nil, ecKey(elliptic.P256()), leafFor("a.test"))
+	for want, key := range map[string]crypto.Signer{"another ECDSA key": ecKey(elliptic.P256()), "an RSA key": rsaKey, "an Ed25519 key": edKey()} {
+		if got := otherKey(key, leaf.Certificate); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
 }

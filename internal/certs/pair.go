@@ -9,6 +9,8 @@ package certs
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -275,7 +277,7 @@ func (r *Reader) assemble(role string, list []*x509.Certificate, key crypto.Sign
 	at := slices.IndexFunc(all, func(c *x509.Certificate) bool { return public.Equal(c.PublicKey) })
 	if at < 0 {
 		leaf := all[0]
-		return nil, nil, &Problem{ErrKeyMismatch, role, "", fmt.Sprintf("the %s key of %s, serial %x", leaf.PublicKeyAlgorithm, name(leaf), leaf.SerialNumber), fmt.Sprintf("another of type %T: the private key does not belong to the certificate", key),
+		return nil, nil, &Problem{ErrKeyMismatch, role, "", fmt.Sprintf("the %s key of %s, serial %x", leaf.PublicKeyAlgorithm, name(leaf), leaf.SerialNumber), otherKey(key, leaf) + ": the private key does not belong to the certificate",
 			"if the pair was just renewed, one of the two is still the old one; compare openssl x509 -in CERT -noout -pubkey with openssl pkey -in KEY -pubout"}
 	}
 	chain := all
@@ -299,6 +301,26 @@ func (r *Reader) assemble(role string, list []*x509.Certificate, key crypto.Sign
 		pair.Certificate = append(pair.Certificate, c.Raw)
 	}
 	return pair, warnings, nil
+}
+
+// otherKey says of which kind a key is that is not the one of leaf.
+func otherKey(key crypto.Signer, leaf *x509.Certificate) string {
+	kind, article := x509.UnknownPublicKeyAlgorithm, "an "
+	switch key.Public().(type) {
+	case *rsa.PublicKey:
+		kind = x509.RSA
+	case *ecdsa.PublicKey:
+		kind = x509.ECDSA
+	case ed25519.PublicKey:
+		kind = x509.Ed25519
+	}
+	switch kind {
+	case x509.UnknownPublicKeyAlgorithm:
+		return "a key of another kind"
+	case leaf.PublicKeyAlgorithm:
+		article = "another "
+	}
+	return article + kind.String() + " key"
 }
 
 // inOrder checks that every certificate of a file with an order is the issuer of the one before. at is which one belongs to

@@ -24,6 +24,9 @@ func where(number, line int) string { return fmt.Sprintf("block %d (line %d)", n
 
 const mark = "\ufeff" // byte order mark
 
+// onlyBlocks copies all blocks of a file and nothing else. Tools of openssl take the first certificate alone.
+const onlyBlocks = "sed -n '/^-----BEGIN /,/^-----END /p' FILE > NEW"
+
 // Split finds the PEM blocks of a file (RFC 7468). What is unambiguous is taken: any line ends, blanks around lines, byte
 // order marks, base64 in lines of any length, and text between blocks, unless it looks like a part of a block that was
 // damaged. alb is for the rules of AWS ALB instead: no blank lines or indentation, and no text but comments that start
@@ -77,7 +80,7 @@ func Split(role string, data []byte, alb bool) ([]Block, error) {
 		case len(line) == 0:
 			header = false
 			if alb {
-				return fail("no blank lines", "a blank line, which AWS ALB refuses", "remove it: openssl x509 -in FILE -out NEW writes a certificate without any")
+				return fail("no blank lines", "a blank line, which AWS ALB refuses", "remove it: sed -i '/^[[:space:]]*$/d' FILE")
 			}
 		case isBegin && inside:
 			return fail("an END line", "a BEGIN line before the block ended", "the file lost a part: copy it again; "+look(role)+" reads it when it is whole")
@@ -97,7 +100,7 @@ func Split(role string, data []byte, alb bool) ([]Block, error) {
 			blocks, open = append(blocks, open), Block{}
 		case inside && (header || bytes.IndexByte(line, ':') >= 0):
 			if !strings.HasSuffix(open.Kind, "PRIVATE KEY") || len(text) > 0 {
-				return fail("base64", "a text header inside the block", "remove it; openssl x509 -in FILE -out NEW writes a certificate without headers")
+				return fail("base64", "a text header inside the block", "remove the header's lines and the blank line below them, and leave the base64 as it is; "+look(role)+" reads it then")
 			}
 			header = true // until the blank line
 			open.Encrypted = open.Encrypted || bytes.HasPrefix(line, []byte("Proc-Type:")) && bytes.Contains(line, []byte("ENCRYPTED"))
@@ -110,7 +113,7 @@ func Split(role string, data []byte, alb bool) ([]Block, error) {
 			odd, _ := utf8.DecodeRune(line[i:]) // one character only: this may be a key
 			return fail("base64", fmt.Sprintf("%q at column %d", odd, i+1), "the text was changed on its way: copy the file again; "+look(role)+" reads it when it is whole")
 		case alb && (line[0] != '#' || bytes.IndexByte(line, '-') >= 0):
-			return fail("a comment that starts with # and holds no hyphen, as AWS ALB does", "another text", "remove it: openssl x509 -in FILE -out NEW writes a certificate without any")
+			return fail("a comment that starts with # and holds no hyphen, as AWS ALB does", "another text", "remove it: "+onlyBlocks)
 		case bareBase64(line):
 			return fail("-----BEGIN CERTIFICATE----- before base64", "base64 outside of a block", "the BEGIN and END lines were lost: copy the file again, with them; "+look(role)+" reads it when it is whole")
 		}

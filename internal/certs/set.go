@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
@@ -244,7 +245,7 @@ func accepted(req *tls.CertificateRequestInfo) string {
 const ExpiresSoon = 14 * 24 * time.Hour
 
 // Check returns what an operator should know about a pair that is to serve names, which are written as in the config
-// file: dates, and names that the certificate does not cover (RFC 9525). No names means that it is presented to backends.
+// file: dates, names that the certificate does not cover (RFC 9525), and a purpose that is not theirs. No names means that it is presented to backends.
 func Check(pair *tls.Certificate, names []string, now time.Time) []string {
 	var warnings []string
 	leaf := pair.Leaf
@@ -260,11 +261,25 @@ func Check(pair *tls.Certificate, names []string, now time.Time) []string {
 		warn("expires in %d days, at %s; renew it", int(left.Hours()/24), leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	for _, name := range names {
-		if !covers(pair, name) {
+		switch {
+		case covers(pair, name):
+		case len(leaf.DNSNames) == 0:
+			warn("does not cover the name %q: it has no DNS names; add the name or use another certificate", name)
+		default:
 			warn("does not cover the name %q, only %q; add the name or use another certificate", name, short(strings.Join(leaf.DNSNames, " ")))
 		}
 	}
+	if len(names) > 0 && !serves(leaf) {
+		warn("has an extendedKeyUsage without serverAuth, so clients refuse it; use one that was issued for servers")
+	}
 	return warnings
+}
+
+// serves reports whether the extendedKeyUsage of a certificate, if there is any, allows a server to show it (RFC 5280
+// section 4.2.1.12).
+func serves(c *x509.Certificate) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) ||
+		slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
 func covers(pair *tls.Certificate, name string) bool {

@@ -286,7 +286,8 @@ func TestClientAuth(t *testing.T) {
 				if want := [2]string{"handshake failure", "certificate required"}[vi]; a.alert() != want {
 					t.Errorf("alert %q (%v), expected %q", a.alert(), a.err, want)
 				}
-				if r := w.ended(t, a); r["reason"] != "client_cert_missing" || r["stage"] != "handshake" || r["fault"] != "client" {
+				if r := w.ended(t, a); r["reason"] != "client_cert_missing" || r["stage"] != "handshake" || r["fault"] != "client" ||
+					r["expected"] != "a client certificate" || r["found"] != "none" {
 					t.Errorf("record: %v", r)
 				}
 				if b.seen() != before {

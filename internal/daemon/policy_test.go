@@ -44,6 +44,9 @@ listeners:
           - match: {path: /not/*}
             allow: '!(client.common_name == "alice") || connection.listener == "public"'
             upstream: api
+          - match: {path: /write/*}
+            allow: request.method == "PUT"
+            upstream: api
           - match: {path: /index/*}
             allow: client.uri_sans[7] == "x"
             upstream: api
@@ -142,6 +145,15 @@ func TestRoutePolicy(t *testing.T) {
 		try(t, alice, "/not/alice", 200, "")
 		try(t, alice, "/index/alice", 403, "policy_failed")
 		if got := w.record("path=/staff/bob", "reason=policy_denied"); !strings.Contains(fmt.Sprint(got["expected"]), "client.common_name") || got["found"] != "CN=bob" {
+			t.Errorf("evidence: %v", got)
+		}
+		for name, cert := range map[string]*testpki.Cert{"nobody": nil, "alice": alice} { // the rule does not ask who it is
+			try(t, cert, "/write/"+name, 403, "policy_denied")
+			if got := w.record("path=/write/"+name, "reason=policy_denied"); got["expected"] != `allow: request.method == "PUT"` || got["found"] != `GET "/write/`+name+`" from 127.0.0.1` {
+				t.Errorf("evidence: %v", got)
+			}
+		}
+		if got := w.record("path=/not/absent", "reason=policy_denied"); got["found"] != "no verified client" {
 			t.Errorf("evidence: %v", got)
 		}
 	})

@@ -2,8 +2,10 @@ package frontend
 
 import (
 	"crypto/x509"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"countersign/internal/forward"
@@ -33,7 +35,7 @@ func (c *lane) clientFor(to *snapshot.Route, host *snapshot.Host, client identit
 		return client, c.renderAgain(host, nil, client)
 	}
 	if _, verified := client.Identity(); !verified {
-		c.rec.Expected, c.rec.Found = "a client certificate", "none"
+		c.rec.Expected, c.rec.Found = wantsCert, "none"
 		return client, reason.RouteCertMissing
 	}
 	if to.Store == nil {
@@ -92,13 +94,16 @@ func (c *lane) factsOf(req *message.Request, read route.Path, host *snapshot.Hos
 	return f
 }
 
-// explainPolicy notes in the record what an expression was and whom it did not allow.
+// explainPolicy notes in the record what an expression was and whom it did not allow. Of an expression that does not ask
+// who the client is, that is the request.
 func (c *lane) explainPolicy(why reason.Reason, rule *policy.Rule, client identity.Client) {
 	if why != reason.PolicyDenied && why != reason.PolicyFailed {
 		return
 	}
 	c.rec.Expected, c.rec.Found = "allow: "+rule.String(), "no verified client"
-	if id, ok := client.Identity(); ok {
+	if !slices.ContainsFunc(rule.Reads(), func(name string) bool { return strings.HasPrefix(name, "client.") }) {
+		c.rec.Found = fmt.Sprintf("%.16s %.120q from %s", c.rec.Method, c.rec.Path, c.address())
+	} else if id, ok := client.Identity(); ok {
 		c.rec.Found = id.Subject()
 	}
 	if err := c.facts.Cause(); err != nil {

@@ -309,8 +309,11 @@ func judge(auth *snapshot.ClientAuth, presented []*x509.Certificate, was trust.B
 	case auth.Mode == policy.Request:
 		return trust.Verdict{Accepted: true, Reason: reason.ClientCertMissing}
 	}
-	return trust.Verdict{Reason: reason.ClientCertMissing, Expected: "a client certificate", Found: "none"}
+	return trust.Verdict{Reason: reason.ClientCertMissing, Expected: wantsCert, Found: "none"}
 }
+
+// wantsCert is what is expected where no certificate was sent.
+const wantsCert = "a client certificate"
 
 // describe notes in hs why the client was refused.
 func (c *conn) describe(hs *record.Handshake) {
@@ -404,6 +407,9 @@ func (c *conn) explain(hs *record.Handshake, err error) {
 				hs.Reason = a.reason
 				break
 			}
+		}
+		if hs.Reason == reason.ClientCertMissing { // the same words as where judge finds it
+			hs.Expected, hs.Found = wantsCert, "none"
 		}
 		if hs.Reason == reason.HandshakeFailed && !c.greeted() {
 			hs.Reason = reason.HelloMalformed

@@ -108,11 +108,11 @@ func single(fields []message.Field, name string) (value []byte, err error) {
 		case !strings.EqualFold(string(f.Name), name):
 			return nil, badAssertion("the spelling "+name, f.Name)
 		case seen:
-			return nil, badAssertion("one "+name, []byte("two"))
+			return nil, badForm("one "+name, "two")
 		case len(f.Value) == 0:
 			return nil, badAssertion("a value of "+name, nil)
 		case len(f.Value) > MaxHeaders:
-			return nil, badAssertion(fmt.Sprintf("at most %d bytes of %s", MaxHeaders, name), fmt.Appendf(nil, "%d bytes", len(f.Value)))
+			return nil, badForm(fmt.Sprintf("at most %d bytes of %s", MaxHeaders, name), fmt.Sprintf("%d bytes", len(f.Value)))
 		}
 		for _, b := range f.Value {
 			if b < ' ' || b > '~' {
@@ -124,8 +124,13 @@ func single(fields []message.Field, name string) (value []byte, err error) {
 	return value, nil
 }
 
+// badAssertion quotes what was found; badForm says in words of ours what is there.
 func badAssertion(expected string, found []byte) error {
-	return &reason.Refusal{Reason: reason.BadHeader, Expected: expected, Found: fmt.Sprintf("%.40q", found)}
+	return badForm(expected, fmt.Sprintf("%.40q", found))
+}
+
+func badForm(expected, found string) error {
+	return &reason.Refusal{Reason: reason.BadHeader, Expected: expected, Found: found}
 }
 
 // presentedRFC9440 reads Client-Cert and Client-Cert-Chain.
@@ -139,11 +144,11 @@ func presentedRFC9440(fields []message.Field) ([]*x509.Certificate, error) {
 	case err != nil:
 		return nil, err
 	case leaf == nil && chain != nil:
-		return nil, badAssertion(clientCert+" beside "+clientCertChain, nil)
+		return nil, badForm(clientCert+" beside "+clientCertChain, "none")
 	case leaf == nil:
 		return nil, nil
 	case len(leaf)+len(chain) > MaxHeaders:
-		return nil, badAssertion(fmt.Sprintf("at most %d bytes of certificates", MaxHeaders), fmt.Appendf(nil, "%d bytes", len(leaf)+len(chain)))
+		return nil, badForm(fmt.Sprintf("at most %d bytes of certificates", MaxHeaders), fmt.Sprintf("%d bytes", len(leaf)+len(chain)))
 	}
 	items := [][]byte{leaf}
 	if chain != nil { // a list: RFC 8941 section 4.2.1
@@ -191,7 +196,7 @@ func presentedXFCC(fields []message.Field, appended bool) ([]*x509.Certificate, 
 		return nil, err
 	}
 	if len(elements) != 1 && !appended {
-		return nil, badXFCC("one element", fmt.Sprintf("%d elements", len(elements)))
+		return nil, badXFCCForm("one element", fmt.Sprintf("%d elements", len(elements)))
 	}
 	element := elements[len(elements)-1]
 	var leaf, certs []*x509.Certificate
@@ -200,7 +205,7 @@ func presentedXFCC(fields []message.Field, appended bool) ([]*x509.Certificate, 
 			return nil, err
 		}
 		if len(leaf) != 1 {
-			return nil, badXFCC("one certificate in Cert", fmt.Sprint(len(leaf)))
+			return nil, badXFCCForm("one certificate in Cert", fmt.Sprint(len(leaf)))
 		}
 		certs = leaf
 	}
@@ -209,11 +214,11 @@ func presentedXFCC(fields []message.Field, appended bool) ([]*x509.Certificate, 
 			return nil, err
 		}
 		if leaf != nil && !leaf[0].Equal(certs[0]) {
-			return nil, badXFCC("Chain to begin with Cert", "another certificate")
+			return nil, badXFCCForm("Chain to begin with Cert", "another certificate")
 		}
 	}
 	if certs == nil {
-		return nil, badXFCC("Cert or Chain", "neither")
+		return nil, badXFCCForm("Cert or Chain", "neither")
 	}
 	if text := element["hash"]; text != nil {
 		sum := sha256.Sum256(certs[0].Raw)

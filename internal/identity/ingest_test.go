@@ -3,6 +3,7 @@ package identity
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -93,6 +94,30 @@ func TestIngest(t *testing.T) {
 				t.Errorf("got %d certificates, %v; want bad_header", len(certs), err)
 			}
 		})
+	}
+	for _, c := range []struct {
+		dialect Dialect
+		fields  []string
+		found   string
+	}{
+		{RFC9440, []string{h, sf(leaf), h, sf(leaf)}, "two"},
+		{RFC9440, []string{hc, sf(leaf)}, "none"},
+		{RFC9440, []string{h, ":" + strings.Repeat("A", MaxHeaders) + ":"}, fmt.Sprintf("%d bytes", MaxHeaders+2)},
+		{RFC9440, []string{h, "two"}, `"two"`}, // which is what was sent
+		{XFCC, []string{x, "a", x, "a"}, "two"},
+		{XFCC, []string{x, "Hash=a;Hash=b"}, "two"},
+		{XFCC, []string{x, "Hash=a,Hash=b"}, "2 elements"},
+		{XFCC, []string{x, "Hash=a"}, "neither"},
+	} {
+		in, err := NewIngest(c.dialect, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = in.Presented(fieldsOf(c.fields...))
+		var r *reason.Refusal
+		if !errors.As(err, &r) || r.Found != c.found {
+			t.Errorf("%v: %v, want what was found as %s", c.dialect, err, c.found)
+		}
 	}
 	for _, d := range []Dialect{0, ALB, XSSLClient, Traefik, GCP, dialects} {
 		if _, err := NewIngest(d, false); err == nil {

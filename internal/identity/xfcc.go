@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"countersign/internal/message"
-	"countersign/internal/reason"
 )
 
 const forwardedClientCert = "X-Forwarded-Client-Cert"
@@ -106,7 +105,7 @@ func parseXFCC(value []byte) ([]xfccElement, error) {
 		}
 		element := elements[len(elements)-1]
 		if len(element[key]) > 0 && !several {
-			return nil, badXFCC("one "+key+" an element", "two")
+			return nil, badXFCCForm("one "+key+" an element", "two")
 		}
 		text, after, err := cutXFCCValue(after)
 		if err != nil {
@@ -162,5 +161,9 @@ func cutXFCCValue(s string) (value, rest string, err error) {
 }
 
 func badXFCC(expected, found string) error {
-	return &reason.Refusal{Reason: reason.BadHeader, Expected: "in " + forwardedClientCert + " " + expected, Found: fmt.Sprintf("%.40q", found)}
+	return badXFCCForm(expected, fmt.Sprintf("%.40q", found))
+}
+
+func badXFCCForm(expected, found string) error {
+	return badForm("in "+forwardedClientCert+" "+expected, found)
 }

@@ -42,3 +42,16 @@ func TestTable(t *testing.T) {
 		t.Error("unset is not a reason to ask for")
 	}
 }
+
+// TestNextPointsAtEvidence: what to do is true of every setting, so what a setting decides is read in the record.
+func TestNextPointsAtEvidence(t *testing.T) {
+	for _, r := range []Reason{ClientCertEKU, ClientCertEKUMissing} { // accept.eku may name other purposes
+		row := r.Row()
+		if strings.Contains(strings.ToLower(row.Sentence), "clientauth") || strings.Contains(row.Sentence, "client authentication") || !strings.Contains(row.Next, "that expected names") {
+			t.Errorf("%s: %s; %s", row.Code, row.Sentence, row.Next)
+		}
+	}
+	if next := PolicyDenied.Row().Next; !strings.HasSuffix(next, "the expression, which stands in expected") {
+		t.Errorf("the expression is not in found: %s", next)
+	}
+}

@@ -239,9 +239,9 @@ var table = [count]Row{
 	ClientCertKeyUsage: {Code: "client_cert_key_usage", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertPurposeInvalid",
 		Sentence: "the certificate's keyUsage does not allow digital signatures", Next: "re-issue it with keyUsage digitalSignature"},
 	ClientCertEKUMissing: {Code: "client_cert_eku_missing", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertPurposeInvalid",
-		Sentence: "the certificate names no extended key usage and the trust store wants clientAuth", Next: "re-issue it with extendedKeyUsage clientAuth, or set accept.eku: allow_absent"},
+		Sentence: "the certificate names no extended key usage and the trust store wants one", Next: "the CA must issue one with the extended key usage that expected names; where that is clientAuth, accept.eku: allow_absent would let this one in"},
 	ClientCertEKU: {Code: "client_cert_eku", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertPurposeInvalid",
-		Sentence: "the certificate is not meant for client authentication", Next: "the CA must issue one with extendedKeyUsage clientAuth"},
+		Sentence: "the extended key usage of a certificate is not one that the trust store takes from clients", Next: "the CA must issue one with the extended key usage that expected names"},
 	ClientCertWeakKey: {Code: "client_cert_weak_key", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertInvalid",
 		Sentence: "a key in the chain is weaker than accepted", Next: "use ECDSA P-256 or better, Ed25519, or RSA of 2048 to 8192 bits"},
 	ClientCertWeakSignature: {Code: "client_cert_weak_signature", Stage: StageHandshake, Fault: FaultClient, Status: 400, ALB: "ClientCertInvalid",
@@ -351,7 +351,7 @@ var table = [count]Row{
 	RouteCertRefused: {Code: "route_cert_refused", Stage: StageRoute, Fault: FaultClient, Status: 403,
 		Sentence: "the client's certificate is not accepted by the route's own trust store", Next: "see found for the verdict; use a certificate of a CA that this route trusts"},
 	PolicyDenied: {Code: "policy_denied", Stage: StageRoute, Fault: FaultClient, Status: 403,
-		Sentence: "the route's allow expression does not allow this client and request", Next: "compare the client's names with the expression, which found points to"},
+		Sentence: "the route's allow expression does not allow this client and request", Next: "compare what found names, the client or the request, with the expression, which stands in expected"},
 	PolicyFailed: {Code: "policy_failed", Stage: StageRoute, Fault: FaultOperator, Status: 403,
 		Sentence: "the route's allow expression could not be evaluated, which denies", Next: "read the detail in the log line and guard the expression, for example with has() or size()"},
 	AssertedIdentityMissing: {Code: "asserted_identity_missing", Stage: StageRoute, Fault: FaultClient, Status: 403,
@@ -366,9 +366,9 @@ var table = [count]Row{
 		Sentence: "the request has passed through this program too often", Next: "an upstream's targets lead back to this listener; correct them"},
 
 	RateLimited: {Code: "rate_limited", Stage: StageRoute, Fault: FaultClient, Status: 429,
-		Sentence: "the client makes requests faster than rate_limits of the route, host or listener allow", Next: "wait as long as Retry-After says, or raise the limit"},
+		Sentence: "requests come faster than rate_limits of the route, host or listener allow", Next: "wait as long as Retry-After says, or raise the limit"},
 	ConcurrencyLimited: {Code: "concurrency_limited", Stage: StageRoute, Fault: FaultClient, Status: 429,
-		Sentence: "the client already has as many requests under way as concurrency of the route, host or listener allows", Next: "let requests end before more are made, or raise the limit"},
+		Sentence: "as many requests are under way already as concurrency of the route, host or listener allows", Next: "let requests end before more are made, or raise the limit"},
 
 	UpstreamUnknown: {Code: "upstream_unknown", Stage: StageUpstream, Fault: FaultSelf, Status: 503,
 		Sentence: "the route's upstream is not there", Next: "report this as a bug with the log line"},
@@ -413,7 +413,7 @@ var table = [count]Row{
 		Sentence: "the client sent thousands of TLS records that carry nothing, such as KeyUpdates and empty ones", Next: "check the client's TLS library; an attack looks like this"},
 
 	ShutdownForced: {Code: "shutdown_forced", Stage: StageOperator, Fault: FaultOperator,
-		Sentence: "the connection was cut at the end of the drain time", Next: "raise drain if such connections should finish"},
+		Sentence: "the connection was cut at the end of the drain time, or by a second signal", Next: "raise drain if such connections should finish, and send one signal only"},
 	Internal: {Code: "internal", Stage: StageOperator, Fault: FaultSelf, Status: 500,
 		Sentence: "an error inside Countersign", Next: "report this as a bug with the log line"},
 }

@@ -192,6 +192,9 @@ func TestDenyList(t *testing.T) {
 			t.Errorf("B25/%+v: taken", e)
 		}
 	}
+	if _, err := NewDenyList([]DenyEntry{{SAN: "alice"}}); err == nil || !strings.HasSuffix(err.Error(), `found "alice"`) {
+		t.Errorf("a name without its kind is not told as it stands: %v", err)
+	}
 }
 
 func TestTrustDomain(t *testing.T) {

@@ -84,7 +84,10 @@ func (d *DenyList) add(e DenyEntry) error {
 	case e.Certificate != "":
 		return digest(d.certs, e.Certificate)
 	}
-	kind, value, _ := strings.Cut(e.SAN, ":")
+	kind, value, kinded := strings.Cut(e.SAN, ":")
+	if !kinded {
+		return noSAN(e.SAN)
+	}
 	name, err := canonicalSAN(kind, value)
 	if err != nil {
 		return err
@@ -166,7 +169,11 @@ func canonicalSAN(kind, value string) (string, error) {
 			return kind + ":" + a.Unmap().String(), nil
 		}
 	}
-	return "", fmt.Errorf("san: expected dns:, email:, uri: or ip: and such a name, found %s", quote(kind+":"+value))
+	return "", noSAN(kind + ":" + value)
+}
+
+func noSAN(text string) error {
+	return fmt.Errorf("san: expected dns:, email:, uri: or ip: and such a name, found %s", quote(text))
 }
 
 // Len is the number of things denied.

@@ -294,13 +294,10 @@ func (x *examiner) walk(chain []*x509.Certificate, checks []Check) {
 	if !found {
 		at := len(chain) - 1
 		f := &fault{rule: reason.ClientCertUntrusted, expected: "an issuer in trust store " + quote(x.store.name) + " or among what was sent",
-			found: fmt.Sprintf("issuer %s of %s, which was neither sent nor trusted", issuerName(child), subject(child))}
-		switch {
-		case circle && at > 0 && !bytes.Equal(child.RawSubject, child.RawIssuer):
+			found: unissued(child)}
+		if circle && at > 0 && !bytes.Equal(child.RawSubject, child.RawIssuer) {
 			f.found = fmt.Sprintf("issuer %s of %s, which stands below it already: they sign each other",
 				issuerName(child), subject(child))
-		case bytes.Equal(child.RawSubject, child.RawIssuer):
-			f.found = fmt.Sprintf("%s, which is self-signed and not in the trust store", subject(child))
 		}
 		x.take(Path{Chain: slices.Clone(chain), Checks: append(slices.Clip(checks), check(CheckIssuer, child, at, f))})
 	}

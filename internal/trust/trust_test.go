@@ -384,6 +384,21 @@ func TestRefuseChain(t *testing.T) {
 		if v.Expected != `an issuer in trust store "partners"` || v.Found != `issuer "CN=Their Root" of "CN=Their CA", which was neither sent nor trusted` || v.At == nil {
 			t.Errorf("expected %s, found %s", v.Expected, v.Found)
 		}
+		// The root was sent, so that cannot be what is missing.
+		their := testpki.New(t, testpki.Subject(pkix.Name{CommonName: "Their Root"}))
+		whole := append(their.Client("alice").Presented(), their.Cert)
+		selfSigned := testpki.New(t, testpki.Subject(pkix.Name{CommonName: "alone"}), testpki.NotCA(),
+			testpki.KeyUsage(x509.KeyUsageDigitalSignature), testpki.EKU(x509.ExtKeyUsageClientAuth))
+		for _, sent := range [][]*x509.Certificate{whole, {selfSigned.Cert}} {
+			v, last := strict.Verify(sent, time.Now()), sent[len(sent)-1]
+			want := fmt.Sprintf("%q, which is self-signed and not in the trust store", last.Subject.String())
+			refused(t, v, reason.ClientCertUntrusted, len(sent)-1)
+			e := strict.Examine(sent, time.Now())
+			told := len(e.Paths) == 1 && slices.ContainsFunc(e.Paths[0].Checks, func(c Check) bool { return c.Kind == CheckIssuer && c.Found == want })
+			if v.Found != want || v.At != last || !told {
+				t.Errorf("found %s, want %s; examined %+v", v.Found, want, e.Paths)
+			}
+		}
 		alone := inter.Client("bob")
 		v = strict.Verify([]*x509.Certificate{alone.Cert}, time.Now())
 		refused(t, v, reason.ClientCertUntrusted, 0)

@@ -355,13 +355,22 @@ func (e *explainer) walk(chain []*x509.Certificate, first *fault, depth int) {
 	}
 	if !found {
 		f := &fault{rule: reason.ClientCertUntrusted, expected: "an issuer in trust store " + quote(e.store.name),
-			found: fmt.Sprintf("issuer %s of %s, which was neither sent nor trusted", issuerName(child), subject(child))}
+			found: unissued(child)}
 		if near != "" {
 			f.found = near
 		}
 		// Faults further down are left out: a stranger's certificate is first of all a stranger's.
 		e.take(chain, f, at, false)
 	}
+}
+
+// unissued says of a certificate that nobody who was sent or is trusted has issued it. One that is self-signed was sent
+// itself, and its issuer with it.
+func unissued(c *x509.Certificate) string {
+	if bytes.Equal(c.RawSubject, c.RawIssuer) {
+		return subject(c) + ", which is self-signed and not in the trust store"
+	}
+	return fmt.Sprintf("issuer %s of %s, which was neither sent nor trusted", issuerName(c), subject(c))
 }
 
 // sameCA is how crypto/x509 recognises a loop: the same name and key, whoever signed it.
