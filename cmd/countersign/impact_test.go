@@ -143,7 +143,8 @@ upstreams:
   api: {targets: ["http://127.0.0.1:9"]}
 `
 	for name, data := range map[string][]byte{"clients.pem": root.PEM(), "server.pem": server.PEM(), "server.key": server.KeyPEM(), "countersign.yaml": []byte(text),
-		"none.yaml": []byte(strings.Replace(text, "    default_host: a.test\n", "", 1))} {
+		"none.yaml":  []byte(strings.Replace(text, "    default_host: a.test\n", "", 1)),
+		"local.yaml": []byte(strings.Replace(text, "client.subject != 'CN=carol'", "ip_in(connection.client_ip, '127.0.0.0/8')", 1))} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -200,6 +201,7 @@ upstreams:
 		status int
 		want   string
 	}{
+		{[]string{"--proposed", filepath.Join(dir, "local.yaml")}, exitUndecided, ""}, // the address is in the journal
 		{[]string{"--min-tls", "1.3"}, exitFailure, "CN=alice 1 tls_version_unsupported"},
 		{[]string{"--min-tls", "1.3", "--since", between.UTC().Format(time.RFC3339Nano)}, exitUndecided, ""},
 		{[]string{"--proposed", filepath.Join(dir, "none.yaml")}, exitFailure, "CN=bob 1 sni_missing"},
@@ -214,6 +216,9 @@ upstreams:
 		var all []string
 		for _, r := range i.Refused {
 			all = append(all, fmt.Sprintf("%s %d %s", r.Subject, r.Count, r.Reason))
+		}
+		if in := strings.HasSuffix(c.args[1], "local.yaml"); in != (len(i.Admitted) == 1 && i.Admitted[0].Subject == "CN=carol") {
+			t.Errorf("%q: admitted %+v", c.args, i.Admitted)
 		}
 		if got := strings.Join(all, ", "); got != c.want || len(i.Undecided) != 0 || !strings.Contains(strings.Join(i.Open, "\n"), "the last 1 were judged") {
 			t.Errorf("%q: %q\n%s", c.args, got, out)

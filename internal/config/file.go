@@ -325,7 +325,10 @@ func (p Problem) file() string {
 
 func (p Problem) headline() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d:%d: ", p.Pos.Line, p.Pos.Column)
+	if p.Pos.Line > 0 {
+		fmt.Fprintf(&b, "%d:%d:", p.Pos.Line, p.Pos.Column) // one about a whole file has no place
+	}
+	b.WriteByte(' ')
 	if p.Warning {
 		b.WriteString("warning: ")
 	}

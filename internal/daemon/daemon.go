@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -72,6 +73,7 @@ type Main struct {
 	outside *outside
 	// signatures checks what a start has no time for.
 	signatures signatures
+	telling    telling
 
 	started time.Time
 
@@ -89,12 +91,21 @@ type ConfigError struct {
 func (e *ConfigError) Error() string {
 	var b strings.Builder
 	b.WriteString("the configuration is not accepted\n")
-	_ = e.File.Render(&b, e.Problems)
+	// What is wrong first: this may stand in a log line, in which nobody looks for it behind warnings.
+	list := slices.Clone(e.Problems)
+	slices.SortStableFunc(list, func(a, b config.Problem) int { return cmp.Compare(warned(a), warned(b)) })
+	_ = e.File.Render(&b, list)
 	return strings.TrimRight(b.String(), "\n")
 }
 
-// Load reads and compiles a configuration file in env, whose Dir it sets. The error is a *ConfigError unless the file
-// cannot be read.
+func warned(p config.Problem) int {
+	if p.Warning {
+		return 1
+	}
+	return 0
+}
+
+// Load reads and compiles a configuration file in env, whose Dir it sets. The error is a *ConfigError.
 func Load(name string, env snapshot.Env) (*Loaded, error) {
 	path, err := filepath.Abs(name)
 	if err != nil {
@@ -102,8 +113,10 @@ func Load(name string, env snapshot.Env) (*Loaded, error) {
 	}
 	src, err := snapshot.ReadFile(name)
 	if err != nil {
-		return &Loaded{Sums: map[string]snapshot.Sum{path: {}}},
-			fmt.Errorf("cannot read the configuration: %w; name it with -c FILE, or make one with: countersign quickstart", err)
+		l := &Loaded{Sums: map[string]snapshot.Sum{path: {}}, Problems: config.Problems{{
+			Message: fmt.Sprintf("cannot read the configuration: %v", err), Next: "name it with -c FILE, or make one with: countersign quickstart"}}}
+		l.File, _ = env.Parser.Next().Parse(name, nil)
+		return l, &ConfigError{l.File, l.Problems}
 	}
 	l := &Loaded{Parser: env.Parser.Next()}
 	l.File, l.Problems = l.Parser.Parse(name, src)
@@ -189,6 +202,7 @@ func Start(o Options) (*Main, error) {
 		m.relay.Close()
 		return nil, err
 	}
+	m.tell()
 	return m, nil
 }
 
@@ -238,7 +252,9 @@ func (m *Main) loadAgain(reread bool) error {
 		if s := m.front.Current(); s != nil {
 			m.outside.follow(&s.Outside)
 		}
-		m.log.Error("configuration refused; what was in force stays", "file", m.o.Config, "error", err.Error())
+		if m.front.Current() != nil { // else the program ends with this error
+			m.log.Error("configuration refused; what was in force stays", "file", m.o.Config, "error", err.Error())
+		}
 		m.renew()
 		return err
 	}
@@ -386,6 +402,7 @@ func (m *Main) Shutdown(ctx context.Context) {
 		return // somebody else is at it
 	}
 	m.files.Close()
+	m.telling.close()
 	m.signatures.close()
 	drain := 30 * time.Second
 	if s := m.front.Current(); s != nil {

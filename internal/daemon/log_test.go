@@ -75,6 +75,46 @@ func TestLogOutputs(t *testing.T) {
 	}
 }
 
+// TestLogBytes: what lines say of bytes and of who asked is what went over the wire, whoever answered.
+func TestLogBytes(t *testing.T) {
+	w := newWorld(t)
+	b := echo(t, "api", nil)
+	if err := os.Mkdir(filepath.Join(w.dir, "logs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.start(logged(everyFormat), b.addr)
+	alice := w.client("a.test", w.ca.Client("alice"))
+	for i, c := range []struct{ name, request, protocol string }{
+		{"forwarded", "GET /x HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n", "HTTP/1.1"},
+		{"forwarded, with a body", "POST /x HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1"},
+		{"HTTP/1.0", "GET /x HTTP/1.0\r\nHost: a.test\r\n\r\n", "HTTP/1.0"},
+		{"refused", "GET /x HTTP/1.1\r\nHost: nobody.test\r\nConnection: close\r\n\r\n", "HTTP/1.1"},
+		{"refused, HEAD", "HEAD /x HTTP/1.1\r\nHost: nobody.test\r\nConnection: close\r\n\r\n", "HTTP/1.1"},
+		{"not understood", "GET  /x HTTP/1.1\r\nHost: a.test\r\n\r\n", "-"},
+		{"a bad field", "GET /x HTTP/1.1\r\nbad\r\n\r\n", "HTTP/1.1"},
+	} {
+		conn := must(w.dial("public", alice))(t)
+		fmt.Fprint(conn, c.request)
+		answer, err := io.ReadAll(conn)
+		conn.Close()
+		_, body, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+		if err != nil || len(answer) == 0 {
+			t.Fatalf("%s: %q %v", c.name, answer, err)
+		}
+		access, combined := w.until("logs/access.log", i+1)[i], w.until("logs/combined.log", i+1)[i]
+		if want := fmt.Sprintf(" %d %d \"", len(c.request), len(answer)); !strings.Contains(access, want) || !strings.Contains(access, c.protocol+`"`) {
+			t.Errorf("%s: expected%s and %s in %s", c.name, want, c.protocol, access)
+		}
+		want := fmt.Sprintf(" %d \"-\" \"-\"\n", len(body))
+		if len(body) == 0 {
+			want = " - \"-\" \"-\"\n"
+		}
+		if !strings.HasSuffix(combined, want) {
+			t.Errorf("%s: expected%s in %s", c.name, want, combined)
+		}
+	}
+}
+
 // TestLogReload: outputs come and go with reloads, refused ones change nothing, and files are looked at again in any case.
 func TestLogReload(t *testing.T) {
 	w := newWorld(t)

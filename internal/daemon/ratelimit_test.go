@@ -285,6 +285,9 @@ func TestRateLimits(t *testing.T) {
 			if got := l.get("/all/x"); got.status != 429 || got.retryAfter() < 1700 {
 				t.Error(got)
 			}
+			if got := l.ask("POST", "a.test", "/all/x", "", "Content-Type", "application/grpc", "Te", "trailers"); got.status != 200 || got.retryAfter() < 1700 {
+				t.Error("gRPC:", got)
+			}
 			if got := l.get("/hold"); got.status != 503 || got.retryAfter() != 1 {
 				t.Error(got)
 			}

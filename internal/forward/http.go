@@ -616,6 +616,7 @@ func (x *Exchange) relay(ask *asked, keep bool, rec *record.Request, target *ups
 		return x.relayStream(rec, body, target, pool, buf)
 	}
 	out := x.appendResponse((*buf)[:0], resp, rechunk, keep, ask.minor)
+	rec.HeadOut = int64(len(out))
 	if !rechunk {
 		if b, ok := body.(*h1.Body); !ok {
 			out = append(out, body.Ready(cap(out)-len(out))...)

@@ -201,6 +201,7 @@ func (x *Exchange) relayStream(rec *record.Request, body Body, target *upstream.
 	if whole {
 		trailers = x.passed(body.Trailers(), false)
 	}
+	rec.HeadOut = sizeOf(fields)
 	w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
 	if err := x.Stream.WriteHead(fields, ready, whole && len(trailers) == 0); err != nil {
 		return x.lost(rec, err)
@@ -249,6 +250,14 @@ func (e *Edits) target(req *message.Request) (host, path, query []byte, hasQuery
 	return req.Host, req.Path, req.Query, req.HasQuery
 }
 
+// sizeOf is how long a head of HTTP/2 is in records: its names and values, before they are made small.
+func sizeOf(fields []message.Field) (n int64) {
+	for i := range fields {
+		n += int64(len(fields[i].Name) + len(fields[i].Value))
+	}
+	return n
+}
+
 // Answer is a response of ours.
 type Answer struct {
 	Status int
@@ -259,9 +268,9 @@ type Answer struct {
 	Bare bool
 }
 
-// Say writes an answer of ours to the client. head says that the request's method is HEAD, keep that another request may
-// follow.
-func (x *Exchange) Say(a *Answer, head, keep bool) error {
+// Say writes an answer of ours to the client, and notes in rec how long it is. head says that the request's method is HEAD,
+// keep that another request may follow.
+func (x *Exchange) Say(rec *record.Request, a *Answer, head, keep bool) error {
 	w := x.Watch
 	w.Main.Set(w.Clock, WritingClient, x.Limits.WriteIdle)
 	bare := a.Bare || a.Status == http.StatusNoContent
@@ -276,6 +285,7 @@ func (x *Exchange) Say(a *Answer, head, keep bool) error {
 			fields = append(fields, message.Field{Name: lengthName, Value: strconv.AppendInt(nil, int64(len(a.Body)), 10)})
 		}
 		x.fields = fields[:0]
+		rec.HeadOut, rec.BytesOut = sizeOf(fields), int64(len(body))
 		return x.Stream.WriteHead(fields, body, true)
 	}
 	b := append(make([]byte, 0, 512+len(body)), "HTTP/1.1 "...)
@@ -297,6 +307,7 @@ func (x *Exchange) Say(a *Answer, head, keep bool) error {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	b = append(b, '\r', '\n')
+	rec.HeadOut, rec.BytesOut = int64(len(b)), int64(len(body))
 	_, err := x.Client.Write(append(b, body...))
 	return err
 }

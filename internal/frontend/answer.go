@@ -37,18 +37,18 @@ func (c *lane) answer(why reason.Reason, keep bool) bool {
 		sentence = row.Code + ": " + row.Sentence
 	}
 	a := ours(row.Status, fmt.Appendf(nil, "%d %s\nreference: %s\n", row.Status, sentence, ref), field("Content-Type", "text/plain; charset=utf-8"))
-	switch row.Status {
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
-		a.Fields = append(a.Fields, field("Retry-After", strconv.Itoa(limit.RetryAfter(c.retry))))
-	case http.StatusMethodNotAllowed:
-		a.Fields = append(a.Fields, field("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
-	}
 	if c.grpc {
 		a = inGRPC(row.Status, sentence+" (reference: "+ref+")")
 		// The target may have been a moment faster than our clock.
 		if t := c.exchange.Timeout; t > 0 && time.Since(c.rec.Start) >= t && row.Fault == reason.FaultUpstream {
 			a.Fields[1] = field("Grpc-Status", "4") // deadline exceeded
 		}
+	}
+	switch row.Status {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		a.Fields = append(a.Fields, field("Retry-After", strconv.Itoa(limit.RetryAfter(c.retry))))
+	case http.StatusMethodNotAllowed:
+		a.Fields = append(a.Fields, field("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
 	}
 	return c.say(&a, keep)
 }
@@ -60,7 +60,7 @@ func ours(status int, body []byte, fields ...message.Field) forward.Answer {
 
 // say writes an answer of ours, and reports whether the connection can go on; keep says whether it may.
 func (c *lane) say(a *forward.Answer, keep bool) bool {
-	return c.exchange.Say(a, c.head, keep) == nil && keep
+	return c.exchange.Say(&c.rec, a, c.head, keep) == nil && keep
 }
 
 // inGRPC is an error as clients of gRPC understand it: status 200, the error in fields, and no message ("Trailers-Only").

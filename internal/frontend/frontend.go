@@ -513,7 +513,7 @@ func (f *Frontend) Drain(ctx context.Context) {
 			e.conn.sock.Close()
 		})
 		if n > 0 {
-			f.log.Warn("connections were cut at the end of the drain time", "reason", reason.ShutdownForced.String(), "connections", n)
+			f.log.Warn("connections were cut at the end of the drain time or by a second signal", "reason", reason.ShutdownForced.String(), "connections", n)
 		}
 		select {
 		case <-done:

@@ -257,6 +257,10 @@ func (c *lane) exchangeOne() forward.Result {
 	c.head, c.grpc, c.via.used, c.step.used = false, false, false, false
 	c.unhear()
 	if err := c.reader.ReadRequest(&c.req); err != nil {
+		c.rec.HeadIn = int64(c.req.Bytes)
+		if c.rec.Minor = 1; len(c.req.Fields) > 0 { // it was read so far
+			c.rec.Minor = c.req.Minor
+		}
 		c.rec.Keep(c.req.Method, c.req.Host, c.req.Path)
 		c.rec.Classify(c.req.ClassReason)
 		var refusal *reason.Refusal
@@ -278,6 +282,7 @@ func (c *lane) exchangeOne() forward.Result {
 
 // note keeps of the request's head what records say.
 func (c *lane) note() {
+	c.rec.HeadIn = int64(c.req.Bytes)
 	c.rec.Keep(c.req.Method, c.req.Host, c.req.Path)
 	c.rec.Classify(c.req.ClassReason)
 	if c.book.More() {
@@ -415,6 +420,9 @@ func (c *lane) decide(req *message.Request) (policy.Permit, reason.Reason) {
 	if q.Allow = to.Allow; q.Allow != nil {
 		q.Facts = c.factsOf(req, read, host, q.Client)
 	}
+	if id, verified := q.Client.Identity(); verified && c.book.More() {
+		c.rec.User = id.Subject() // whatever becomes of the request
+	}
 	permit, why := policy.Decide(&q)
 	if why != reason.Unset {
 		c.explainPolicy(why, q.Allow, q.Client)
@@ -425,9 +433,6 @@ func (c *lane) decide(req *message.Request) (policy.Permit, reason.Reason) {
 	}
 	if to.ShadowAllow != nil || to.ShadowStore != nil {
 		c.shadow(to, req, read, host, q.Client)
-	}
-	if id, verified := q.Client.Identity(); verified && c.book.More() {
-		c.rec.User = id.Subject()
 	}
 	if why := c.edit(req, read, host, to); why != reason.Unset {
 		return policy.Permit{}, why

@@ -66,7 +66,10 @@ func (c *conn) settings(l *snapshot.Limits) h2.Settings {
 		ExtendedConnect: true, Await: c.sock.Await,
 		Clock: func() int64 { return c.watch.Clock.Waited().UnixMilli() },
 		Refused: func(r *reason.Refusal) {
-			rec := record.Request{Serial: c.serial.Add(1), Start: time.Now()}
+			rec := record.Request{Serial: c.serial.Add(1), Start: time.Now(), Major: 2}
+			if c.book.More() {
+				rec.Conn = c.facts()
+			}
 			rec.Fail(reason.H2ProtocolError, r)
 			c.book.Request(&rec, c.ref, record.Fragment(c.listener.Name, c.peer, c.client))
 		},

@@ -28,6 +28,7 @@ func (d *Reader) ReadRequest(req *message.Request) error {
 		req.ClassReason = d.unfinished(err)
 		return err
 	}
+	req.Bytes = len(head)
 	line, rest := cutLine(head)
 	if err := requestLine(req, line); err != nil {
 		req.ClassReason = lineReason(line)

@@ -29,6 +29,7 @@ type block struct {
 	buf    []byte
 	fields []message.Field
 	size   int // as RFC 9113 section 10.5.1 counts
+	bytes  int // of names and values
 	count  int // of fields, cookie crumbs counted as one
 
 	// bad is set when the section is malformed (RFC 9113 section 8.1.1); over when it exceeds a limit. What comes after
@@ -108,6 +109,7 @@ func (b *block) add(f hpack.HeaderField) {
 	if b.bad != nil || b.over != reason.Unset {
 		return
 	}
+	b.bytes += len(f.Name) + len(f.Value)
 	if b.size += len(f.Name) + len(f.Value) + 32; b.size > b.limits.HeaderBytes {
 		b.over = reason.HeaderTooLarge
 		return
@@ -295,6 +297,7 @@ func (b *block) toRequest(s *Stream, end bool) (bad *reason.Refusal) {
 	req := &s.Request
 	req.Reset()
 	req.Minor, req.KeepAlive, req.ContentLength = 1, true, -1
+	req.Bytes = b.bytes
 	s.Scheme, s.Protocol, s.Refusal = nil, nil, nil
 	s.declared = -1
 	if b.bad != nil {

@@ -37,6 +37,8 @@ type Head struct {
 // Request is a request head. All slices are raw bytes as received.
 type Request struct {
 	Head
+	// Bytes is how long the head was: as it came, or over HTTP/2 the names and values of its fields.
+	Bytes  int
 	Method []byte
 	// Path is the raw path with its leading slash, or "*" (OPTIONS only). Query is what follows the first '?';
 	// HasQuery tells an empty query from none.
