@@ -111,7 +111,7 @@ func brokenClients(t *testing.T, p *pki, addr string, words map[string]string) {
 		next    string
 	}{
 		{"good", p.alice, "accepted", ""},
-		{"none", nil, "refused", "^send a certificate: give --cert and --key"},
+		{"none", nil, "refused", "^send a certificate of one of the CAs that the server names, with --cert and --key: CN=root-ca$"},
 		{"missing intermediate", &alone, "refused", `append the intermediate "CN=clients-ca" that issued`},
 		{"foreign", p.mallory, "refused", "^use a certificate of one of the CAs that the server names: CN=root-ca"},
 		{"expired", p.carol, "refused", `^renew "CN=carol"`},
