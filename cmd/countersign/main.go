@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,10 @@ const (
 	exitFailure = 1 // it did not work
 	exitConfig  = 2 // the command line or the configuration is wrong
 )
+
+// The first thread is what the system calls the process by, and daemon.CoarseTimers wants it. A command that does not run
+// loses nothing by staying on it.
+func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(run()) }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +18,8 @@ func runCommand() *cobra.Command {
 			"Records of handshakes and requests go to standard output, one JSON line each; everything else to standard error.",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			daemon.CoarseTimers()
+			runtime.UnlockOSThread()
 			return daemon.Run(daemon.Options{Config: file, Records: os.Stdout, Log: os.Stderr})
 		},
 	}

@@ -645,6 +645,27 @@ func TestProcess(t *testing.T) {
 		}()
 		return result
 	}
+	t.Run("it starts itself again and keeps its name", func(t *testing.T) {
+		addr, _, _ := slow(t)
+		p := launch(t, binary, addr)
+		p.started(t)
+		proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+		if name, err := os.ReadFile(proc + "comm"); string(name) != "countersign\n" {
+			t.Errorf("called %q, %v; systemd, killall and logs expect countersign", name, err)
+		}
+		if os.Geteuid() != 0 || slack(t) != 50*time.Microsecond {
+			return // nobody may ask for another's timer slack, or somebody has chosen one
+		}
+		threads := must(os.ReadDir(proc + "task"))(t)
+		for _, thread := range threads {
+			slack, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
+			if string(slack) != "2000000\n" && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) { // it may have ended
+				t.Errorf("thread %s has a timer slack of %s ns, %v; expected 2 ms", thread.Name(), bytes.TrimSpace(slack), err)
+			}
+		}
+		p.signal(syscall.SIGTERM)
+		p.exit(t, 8*time.Second)
+	})
 	t.Run("H08/SIGTERM drains", func(t *testing.T) {
 		addr, arrived, answer := slow(t)
 		p := launch(t, binary, addr)
