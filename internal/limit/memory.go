@@ -197,9 +197,11 @@ func (m *Memory) look() {
 // The collector is set for little live data and many handshakes: it lets garbage grow to several times of what lives, and
 // when the handshakes are over nothing makes it run. Ten thousand idle connections would keep what ten thousand handshakes
 // left behind. So memory is given back when there is a rest, at most every backEvery, and with at most a hundredth of a
-// processor; less than backLeast is not worth it. Idle connections have let go of what they can by the time of restLooks.
+// processor; less than backLeast is not worth it. A pause between two bursts is no rest: what was given back has to be
+// touched again for the next one, page by page, which costs more than the collection. Idle connections have let go of what
+// they can by the time of restLooks.
 const (
-	restLooks = 6
+	restLooks = 16
 	backEvery = 5 * time.Second
 	backLeast = 8 << 20
 )

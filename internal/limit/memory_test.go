@@ -83,7 +83,7 @@ func TestGiveBack(t *testing.T) {
 		time.Sleep(time.Millisecond) // looks are between changes
 		expect("nothing allocated", 0, 20, 0)
 		expect("work", 0, 100, 11<<20)
-		expect("the first moments of rest", 0, 5, 10<<20)
+		expect("the first moments of rest", 0, 15, 10<<20)
 		expect("a rest", 1, 1, 10<<20)
 		expect("a long rest", 1, 1000, 0)
 		expect("some work", 1, 3, 13<<20)
@@ -275,8 +275,8 @@ func TestMemoryOfThisProcess(t *testing.T) {
 		}
 		await(t, Tight, Critical, grow) // one look may miss what lies between
 		await(t, Critical, Critical, grow)
-		if u := reader()(); u.InUse > 80<<20 {
-			t.Errorf("%d MiB in use before anything was refused; the limit is 64", u.InUse>>20)
+		if u := reader()(); u.Live > 80<<20 { // of what is in use much may be garbage that the collector has not come to
+			t.Errorf("%d MiB live before anything was refused; the limit is 64", u.Live>>20)
 		}
 		await(t, Calm, Tight, func() {}) // shedding alone
 		mu.Lock()
