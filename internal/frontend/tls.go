@@ -341,10 +341,14 @@ func (c *standing) identify(presented []*x509.Certificate) {
 	case !c.verdict.Accepted:
 		c.client = identity.Unverified(presented, c.verdict.Reason)
 	case len(c.verdict.Chain) > 0:
-		id, err := identity.FromChain(c.verdict.Chain)
-		if err != nil {
-			c.client, c.identityErr = identity.Absent(reason.IdentityTooLarge), err
-			return
+		id, known := c.verdict.Kept().(*identity.Identity)
+		if !known {
+			var err error
+			if id, err = identity.FromChain(c.verdict.Chain); err != nil {
+				c.client, c.identityErr = identity.Absent(reason.IdentityTooLarge), err
+				return
+			}
+			c.verdict.Keep(id)
 		}
 		c.client = identity.Present(id)
 		c.validUntil = c.host.Auth.Store.GoodUntil(&c.verdict)

@@ -104,19 +104,24 @@ func (e *escapedPEM) append(dst, der []byte) []byte {
 	dst = append(dst, "-----BEGIN%20CERTIFICATE-----%0A"...)
 	for len(der) > 0 {
 		n := min(line, len(der))
-		for _, b := range base64.StdEncoding.AppendEncode(buf[:0], der[:n]) {
-			switch b {
+		text := base64.StdEncoding.AppendEncode(buf[:0], der[:n])
+		plain := 0 // from here to i nothing needs encoding
+		for i, b := range text {
+			if b >= '0' && b != '=' {
+				continue // a letter or a digit
+			}
+			dst = append(dst, text[plain:i]...)
+			switch plain = i + 1; b {
 			case '+':
 				dst = append(dst, e.plus...)
 			case '/':
 				dst = append(dst, e.slash...)
 			case '=':
 				dst = append(dst, e.equals...)
-			default:
-				dst = append(dst, b)
 			}
 		}
-		dst, der = append(dst, "%0A"...), der[n:]
+		dst = append(append(dst, text[plain:]...), "%0A"...)
+		der = der[n:]
 	}
 	return append(dst, "-----END%20CERTIFICATE-----%0A"...)
 }

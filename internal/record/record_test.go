@@ -40,6 +40,17 @@ func (s *buffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
+func TestTimes(t *testing.T) {
+	east := time.FixedZone("east", 2*3600)
+	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Unix(1795354200, 999_999_999), time.Unix(1795354200, 1000), time.Unix(1795354200, 999),
+		time.Date(2026, 2, 28, 23, 59, 59, 120_034_567, east), time.Date(9999, 12, 31, 23, 59, 59, 5_000, time.UTC)} {
+		want := at.UTC().Format("2006-01-02T15:04:05.000000Z07:00")
+		if got := string(appendTime([]byte("at "), at)); got != "at "+want {
+			t.Errorf("%q, expected %q", got, want)
+		}
+	}
+}
+
 // TestHostileText shows that whatever strangers send makes one valid line of bounded length (F13).
 func TestHostileText(t *testing.T) {
 	pki := testpki.New(t)

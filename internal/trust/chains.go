@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,8 +27,8 @@ type Chains struct {
 	perShard int
 }
 
-// maxShardBytes bounds one generation of a shard by what its certificates and chains take, which is about four times
-// their DER; so all of it stays below 64 MiB.
+// maxShardBytes bounds one generation of a shard by what its certificates and chains take, which is about four times their
+// DER, and what is kept beside them; so all of it stays below 64 MiB.
 const maxShardBytes = (64 << 20) / (2 * chainShards)
 
 const chainShards = 16
@@ -41,6 +42,14 @@ type believed struct {
 	size    int     // in bytes, about
 	// from and until bound the time in which building the chains again would give the same ones.
 	from, until time.Time
+
+	kept atomic.Pointer[kept]
+}
+
+// kept is what somebody made of the chain that begins at first.
+type kept struct {
+	first **x509.Certificate
+	value any
 }
 
 // covers reports whether b is still all there is to say at now.
@@ -146,6 +155,26 @@ func (s *Store) Remember(v *Verdict) {
 	shard.mu.Lock()
 	m.keep(v.key, v.built)
 	shard.mu.Unlock()
+}
+
+// Kept returns what Keep was last given for the very chain that v has, nil for nothing. It is remembered as long as the
+// chain is: by Chains, and by open connections.
+func (v *Verdict) Kept() any {
+	if v.believed == nil || len(v.Chain) == 0 {
+		return nil
+	}
+	if k := v.believed.kept.Load(); k != nil && k.first == &v.Chain[0] {
+		return k.value
+	}
+	return nil
+}
+
+// Keep remembers value with the chain of v, for whoever is believed by it next. It is shared by goroutines, must follow from
+// the certificates of that chain and from nothing else, and may take three times the DER of the leaf.
+func (v *Verdict) Keep(value any) {
+	if v.believed != nil && len(v.Chain) > 0 {
+		v.believed.kept.Store(&kept{&v.Chain[0], value})
+	}
 }
 
 // spare reports whether a certificate was presented that stands in none of the chains. Such sets are not remembered: a
