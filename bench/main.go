@@ -63,7 +63,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.hosts, "hosts", 10_000, "hosts with a certificate of their own in workload start-many")
 	flag.IntVar(&b.revoked, "revoked", 1_000_000, "entries of the revocation list")
 	flag.IntVar(&b.idle, "idle", 1000, "idle connections")
-	flag.DurationVar(&b.settle, "settle", 2*time.Second, "how long idle connections are idle before memory is read (after 60s all targets close them), and a process has after its start with many hosts")
+	flag.DurationVar(&b.settle, "settle", 6*time.Second, "how long idle connections are idle before memory is read (after 60s all targets close them), and a process has after its start with many hosts")
 	strangers := flag.Int("strangers", 40_000, "clients for the handshakes with chains never seen, of which a target sees each once")
 	out := flag.String("out", "", "write table.txt, results.json and summary.svg to this `folder`, whatever the run")
 	keep := flag.String("keep", "", "without -out, write them to a folder DATE of this `folder`, or to DATE-TIME-partial if the run ended early or had other flags than -profile")

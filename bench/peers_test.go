@@ -57,6 +57,9 @@ func TestTuned(t *testing.T) {
 // TestDrain: the log that HAProxy sends goes to a file, and what it lost is told.
 func TestDrain(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "log"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	i := &instance{target: &target{Name: "haproxy-x", kind: "haproxy"}, dir: dir, proc: &process{ended: make(chan struct{})}}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -118,7 +121,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("a log with a gap: %v", err)
 	}
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(filepath.Join(dir, "access.log"))
+		text, err := os.ReadFile(filepath.Join(dir, "log", "access.log"))
 		if string(text) == "one\ntwo\n3772 events dropped\n" {
 			break
 		}

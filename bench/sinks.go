@@ -150,7 +150,7 @@ func (b *bench) stage(ctx context.Context, t *target, name string) (s *stage, er
 			s.stderr, err = s.mute()
 		}
 	default:
-		s.stdout, err = os.OpenFile(s.dir+"/access.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		s.stdout, err = os.OpenFile(s.dir+"/log/access.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	}
 	if err == nil {
 		err = s.start(b)

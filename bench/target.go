@@ -274,6 +274,10 @@ func (b *bench) place(t *target, kind string) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Apart from configuration and certificates, whose folder some watch for changes.
+	if err := os.Mkdir(filepath.Join(dir, "log"), 0o700); err != nil {
+		return nil, err
+	}
 	i := &instance{target: t, dir: dir, addr: map[string]string{}, say: b.say}
 	for _, name := range []string{"https", "rsa", "both", "tls", "passthrough", "bare", "ops"} {
 		if i.addr[name], err = freeAddress(); err != nil {
@@ -385,7 +389,7 @@ func (i *instance) start(b *bench, more ...string) error {
 }
 
 func (i *instance) accessLog() (*os.File, error) {
-	return os.OpenFile(i.dir+"/access.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	return os.OpenFile(i.dir+"/log/access.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 }
 
 // takeLog is the log server behind HAProxy's ring: it writes what comes to the file that the others write themselves.
