@@ -36,7 +36,7 @@ microbench: ## run the Go benchmarks: time and allocations of single parts
 # What make bench and make pgo keep: profiles, and peers that are built.
 BENCHCACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/countersign-bench
 
-bench: ## measure beside HAProxy, nginx, Caddy and Traefik, 18 minutes (docs/performance.md); BENCH="-only handshake"
+bench: ## measure beside HAProxy, nginx, Caddy and Traefik, 25 minutes (docs/performance.md); BENCH="-only handshake"
 	cd bench && go run . -keep ../docs/benchmarks -profile "$(BENCHCACHE)/profiles" $(BENCH)
 
 bench-quick: ## the same in two minutes, for a look: writes nothing
