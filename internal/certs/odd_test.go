@@ -772,9 +772,6 @@ func FuzzParse(f *testing.F) {
 
 // TestAdviceForALB does what the problems of a bundle for AWS ALB say, and finds every certificate of it in what is left.
 func TestAdviceForALB(t *testing.T) {
-	if _, err := exec.LookPath("sed"); err != nil {
-		t.Skip(err)
-	}
 	one, two := certPEM(issue(t, nil, ecKey(elliptic.P256()), ca("one"))), certPEM(issue(t, nil, ecKey(elliptic.P256()), ca("two")))
 	for name, bundle := range map[string][]byte{
 		"blank lines": cat(one, []byte("\n \t\n"), two, []byte("\r\n")),

@@ -107,11 +107,11 @@ func (c *lane) assertedClient(req *message.Request, host *snapshot.Host) (identi
 		if !verdict.Accepted {
 			return identity.Client{}, c.disbelieve(verdict.Err())
 		}
-		id, err := identity.FromChain(verdict.Chain)
+		client, err := believed(&verdict)
 		if err != nil {
 			return identity.Client{}, c.disbelieve(err)
 		}
-		a.client, a.presented, a.belief, a.until = identity.Present(id), certs, verdict.Belief(), a.by.Store.GoodUntil(&verdict)
+		a.client, a.presented, a.belief, a.until = client, certs, verdict.Belief(), a.by.Store.GoodUntil(&verdict)
 		a.fragment = record.FragmentVia(c.listener.Name, c.peer, a.client, proxy)
 	}
 	if err := c.render(host, a.client, prior); err != nil {

@@ -49,12 +49,12 @@ func (c *lane) clientFor(to *snapshot.Route, host *snapshot.Host, client identit
 			c.rec.Expected, c.rec.Found = v.Expected, v.Reason.String()+": "+v.Found
 			return client, reason.RouteCertRefused
 		}
-		id, err := identity.FromChain(v.Chain)
+		who, err := believed(&v)
 		if err != nil {
 			c.rec.Fail(reason.IdentityTooLarge, err)
 			return client, c.rec.Reason
 		}
-		r.route, r.client, r.belief, r.until = to, identity.Present(id), v.Belief(), to.Store.GoodUntil(&v)
+		r.route, r.client, r.belief, r.until = to, who, v.Belief(), to.Store.GoodUntil(&v)
 		c.drawn = nil
 	}
 	return r.client, c.renderAgain(host, to, r.client)

@@ -115,9 +115,9 @@ func (c *lane) steppedUp(to *snapshot.Route, host *snapshot.Host, req *message.R
 		c.rec.Expected, c.rec.Found = v.Expected, v.Reason.String()+": "+v.Found
 		return client, reason.RouteCertRefused
 	}
-	id, err := identity.FromChain(v.Chain)
+	who, err := believed(&v)
 	if err == nil {
-		client = identity.Present(id)
+		client = who
 		c.drawn = &stepped
 		err = c.render(host, client, identity.ForwardedCerts{})
 	}

@@ -331,6 +331,19 @@ func (c *conn) describe(hs *record.Handshake) {
 	}
 }
 
+// believed is the client of a verdict that was accepted, whose names are printed once for as long as its chain is remembered.
+func believed(v *trust.Verdict) (identity.Client, error) {
+	if id, known := v.Kept().(*identity.Identity); known {
+		return identity.Present(id), nil
+	}
+	id, err := identity.FromChain(v.Chain)
+	if err != nil {
+		return identity.Client{}, err
+	}
+	v.Keep(id)
+	return identity.Present(id), nil
+}
+
 // identify derives the client from the verdict in force.
 func (c *standing) identify(presented []*x509.Certificate) {
 	c.identityErr = nil
@@ -341,16 +354,12 @@ func (c *standing) identify(presented []*x509.Certificate) {
 	case !c.verdict.Accepted:
 		c.client = identity.Unverified(presented, c.verdict.Reason)
 	case len(c.verdict.Chain) > 0:
-		id, known := c.verdict.Kept().(*identity.Identity)
-		if !known {
-			var err error
-			if id, err = identity.FromChain(c.verdict.Chain); err != nil {
-				c.client, c.identityErr = identity.Absent(reason.IdentityTooLarge), err
-				return
-			}
-			c.verdict.Keep(id)
+		client, err := believed(&c.verdict)
+		if err != nil {
+			c.client, c.identityErr = identity.Absent(reason.IdentityTooLarge), err
+			return
 		}
-		c.client = identity.Present(id)
+		c.client = client
 		c.validUntil = c.host.Auth.Store.GoodUntil(&c.verdict)
 	case c.host != nil && c.host.Auth.Mode == policy.Request:
 		c.client = identity.Absent(reason.ClientCertMissing)

@@ -216,11 +216,11 @@ func (u *underway) review(f *Frontend, l *active, own *snapshot.Host, now time.T
 			out.unasked = v.Reason == reason.OCSPUnavailable
 			return out
 		}
-		id, err := identity.FromChain(v.Chain)
+		who, err := believed(&v)
 		if err != nil {
 			return no("", bounded(err))
 		}
-		client, out.until = identity.Present(id), store.GoodUntil(&v)
+		client, out.until = who, store.GoodUntil(&v)
 	}
 	if to.Allow != nil {
 		facts := &policy.Facts{Client: client, Request: u.request, Path: read, Host: u.asked, Connection: &u.facts, Now: now}
