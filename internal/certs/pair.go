@@ -296,7 +296,7 @@ func (r *Reader) assemble(role string, list []*x509.Certificate, key crypto.Sign
 	case !root && len(chain) == 1 && len(last.IssuingCertificateURL) > 0:
 		warn("the issuer %s is missing, and clients may not find it: append what %s holds (openssl x509 -inform der converts it)", quote(last.Issuer.String()), quote(last.IssuingCertificateURL[0]))
 	}
-	pair := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	pair := &tls.Certificate{PrivateKey: signer(key), Leaf: chain[0]}
 	for _, c := range chain {
 		pair.Certificate = append(pair.Certificate, c.Raw)
 	}

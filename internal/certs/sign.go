@@ -1,0 +1,25 @@
+package certs
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"io"
+)
+
+// signer is key as handshakes use it.
+func signer(key crypto.Signer) crypto.Signer {
+	if k, ok := key.(*ecdsa.PrivateKey); ok {
+		return deterministic{k}
+	}
+	return key
+}
+
+// deterministic signs with a nonce that follows from key and digest (RFC 6979, which FIPS 186-5 allows too). The library mixes
+// random bits into it when it is given a source, against faults that are injected into one of two signatures of the same
+// digest, and takes a fifth longer. What a handshake signs has fresh random bits of our own in it and is never signed twice.
+type deterministic struct{ *ecdsa.PrivateKey }
+
+// Sign ignores its source of randomness.
+func (k deterministic) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.PrivateKey.Sign(nil, digest, opts)
+}
