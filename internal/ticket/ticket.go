@@ -10,7 +10,6 @@
 package ticket
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -72,10 +71,15 @@ type Session struct {
 	scope Scope
 	began time.Time // of the handshake: no later than a proof in it
 
-	// Of the ticket last opened. crypto/tls stops at the one it resumes, and need not resume it.
+	// Of the ticket last opened, and it. crypto/tls stops at the one it resumes, and need not resume it.
 	opened *claim
+	ticket []byte
 	// Why the ticket last offered was not opened.
 	declined error
+
+	// summed is the chain that sum is of: of the client's there is one, and its certificates do not change.
+	summed []*x509.Certificate
+	sum    [sha256.Size]byte
 }
 
 // Session returns the tickets of a connection whose handshake begins now.
@@ -84,7 +88,9 @@ func (k *Keys) Session(scope Scope) *Session {
 }
 
 // Install makes c issue and take tickets of s only. It is the last to touch c, which must be this connection's own: it
-// goes around c.VerifyConnection.
+// goes around c.VerifyConnection. It gives c no keys, for crypto/tls has no use for any beside the two functions. Should it
+// ever find one, then not the parent's, which opens the tickets of all hosts and outlives this connection: a Config that
+// returns c from GetConfigForClient is to have SessionTicketsDisabled (A04, A08).
 func (s *Session) Install(c *tls.Config) {
 	if s.scope == (Scope{}) {
 		c.SessionTicketsDisabled = true
@@ -92,15 +98,9 @@ func (s *Session) Install(c *tls.Config) {
 	}
 	c.SessionTicketsDisabled = false
 	c.WrapSession, c.UnwrapSession = s.wrap, s.unwrap
-	// crypto/tls has no use for keys beside the two functions. Should it ever find one, then not the parent's, which
-	// opens the tickets of all hosts (A04), nor one that outlives this connection (A08).
-	var unused [32]byte
-	rand.Read(unused[:])
-	c.SetSessionTicketKeys([][32]byte{unused})
-
 	verify := c.VerifyConnection
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		if cs.DidResume && (s.opened == nil || s.opened.chain != chainSum(cs.PeerCertificates)) {
+		if cs.DidResume && (s.opened == nil || s.opened.chain != s.sumOf(cs.PeerCertificates)) {
 			return errChain
 		}
 		if verify == nil {
@@ -136,12 +136,18 @@ func (s *Session) Declined(cs tls.ConnectionState) error {
 //
 // For a resumed TLS 1.3 session crypto/tls calls it before VerifyConnection. Such a ticket is worth as much as the one
 // that was offered, and is verified when it comes back.
+//
+// In TLS 1.2 a resumed session keeps its secret, and tickets pass in clear: a new one would tell an observer as much as the
+// old one does, and be worth as much to its owner. So that goes back.
 func (s *Session) wrap(cs tls.ConnectionState, state *tls.SessionState) ([]byte, error) {
-	c := claim{scope: s.scope, at: s.Authenticated(cs), chain: chainSum(cs.PeerCertificates)}
+	c := claim{scope: s.scope, at: s.Authenticated(cs), chain: s.sumOf(cs.PeerCertificates)}
 	// crypto/tls carries over nothing of the old session's Extra.
 	state.Extra = append(state.Extra, c.append(make([]byte, 0, claimSize)))
 	if s.CertificateOnly && len(cs.PeerCertificates) == 0 || s.Only13 && cs.Version < tls.VersionTLS13 {
 		return nothing(cs), nil
+	}
+	if cs.Version < tls.VersionTLS13 && cs.DidResume && s.opened != nil && s.opened.chain == c.chain {
+		return s.ticket, nil
 	}
 	if plain, err := state.Bytes(); err == nil && overhead+len(plain) <= maxTicket {
 		return s.keys.current().seal(s.scope, cs, plain), nil
@@ -160,7 +166,7 @@ func nothing(cs tls.ConnectionState) []byte {
 // unwrap is tls.Config.UnwrapSession. An error would end the connection, so that there is none. It is called for up to
 // five tickets of a client that has proven nothing, and in TLS 1.2 also when none was offered.
 func (s *Session) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-	s.opened, s.declined = nil, nil
+	s.opened, s.ticket, s.declined = nil, nil, nil
 	if len(ticket) == 0 || s.Only13 && cs.Version < tls.VersionTLS13 {
 		return nil, nil
 	}
@@ -169,7 +175,7 @@ func (s *Session) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionSta
 		s.declined = err
 		return nil, nil
 	}
-	s.opened = &c
+	s.opened, s.ticket = &c, ticket
 	return state, nil
 }
 
@@ -240,6 +246,17 @@ func findClaim(extra [][]byte) (c claim, found bool) {
 		found = true
 	}
 	return c, found
+}
+
+// sumOf is chainSum of chain, which is not hashed again while it is the same list.
+func (s *Session) sumOf(chain []*x509.Certificate) [sha256.Size]byte {
+	if len(chain) == 0 {
+		return chainSum(nil)
+	}
+	if len(s.summed) != len(chain) || &s.summed[0] != &chain[0] {
+		s.summed, s.sum = chain, chainSum(chain)
+	}
+	return s.sum
 }
 
 // chainSum is a hash over a presented chain: each certificate, behind its length, their number and their order.

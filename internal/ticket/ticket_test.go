@@ -401,6 +401,33 @@ func TestAge(t *testing.T) {
 	}
 }
 
+// TestSameTicket: in TLS 1.2 a resumed session gets the ticket back that it came with, in TLS 1.3 another one.
+func TestSameTicket(t *testing.T) {
+	for _, v := range versions {
+		t.Run("A05/"+v.name, func(t *testing.T) {
+			w := newWorld(t)
+			wal := new(wallet)
+			visit := w.newVisit(v.id, wal)
+			w.visit(visit).full(t, nil)
+			first := wal.ticket(t)
+			w.clock.pass(59 * time.Minute) // its secret seals no more from now on, and opens
+			w.keys.Age()
+			w.visit(visit).resumed(t)
+			second := wal.ticket(t)
+			if same := bytes.Equal(first, second); same != (v.id == tls.VersionTLS12) {
+				t.Errorf("the same ticket: %t", same)
+			}
+			w.clock.pass(time.Minute - time.Second)
+			w.visit(visit).resumed(t)
+			w.clock.pass(2 * time.Second)
+			w.visit(visit).full(t, errAge)
+			if bytes.Equal(wal.ticket(t), second) {
+				t.Error("a full handshake gave the old ticket")
+			}
+		})
+	}
+}
+
 // TestRotation lets two days pass.
 func TestRotation(t *testing.T) {
 	t.Run("A45/48 hours", func(t *testing.T) {
@@ -483,7 +510,13 @@ func TestKeyPaths(t *testing.T) {
 	w := newWorld(t)
 	for _, v := range versions {
 		t.Run("A04/no functions/"+v.name, func(t *testing.T) {
-			// Were the functions lost, each connection would have a key of its own, not the parent's.
+			// Were the functions lost, crypto/tls would have no key, and give up.
+			visit := w.newVisit(v.id, new(wallet))
+			visit.lost = true
+			if s := w.visit(visit); s.err == nil || !strings.Contains(s.err.Error(), "session ticket keys unavailable") {
+				t.Errorf("%v; expected that there is no key", s.err)
+			}
+			// Without a parent each connection would have a key of its own.
 			c := &tls.Config{Certificates: []tls.Certificate{w.server.TLS()}}
 			ticket := func(c *tls.Config) []byte {
 				w.keys.Session(scopeA).Install(c)

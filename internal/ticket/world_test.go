@@ -62,6 +62,7 @@ type visit struct {
 	cache   tls.ClientSessionCache
 	verify  func(tls.ConnectionState) error
 	host    func(*tls.Config) // changes the host's configuration before Install
+	lost    bool              // the functions that Install sets
 	browser func(*tls.Config) // changes the client's
 }
 
@@ -110,9 +111,12 @@ func (w *world) serve(conn net.Conn, v *visit) *seen {
 				return unwrap(id, cs)
 			}
 		}
+		if v.lost {
+			c.WrapSession, c.UnwrapSession = nil, nil
+		}
 		return c, nil
 	}
-	tc := tls.Server(conn, &tls.Config{GetConfigForClient: host, MinVersion: tls.VersionTLS12, Time: w.clock.now})
+	tc := tls.Server(conn, &tls.Config{GetConfigForClient: host, MinVersion: tls.VersionTLS12, Time: w.clock.now, SessionTicketsDisabled: true})
 	s.err = tc.Handshake()
 	s.state = tc.ConnectionState()
 	if s.err == nil {
