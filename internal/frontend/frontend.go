@@ -108,6 +108,8 @@ type active struct {
 	port uint16 // 0 for a Unix socket
 	// pools are those of its configuration, for connections whose handshake outlasts it.
 	pools upstream.View
+	// scopes has the ticket.Scope of each *snapshot.Host that a client has asked for.
+	scopes sync.Map
 }
 
 // New makes a frontend that serves nothing yet, and starts its clock. Close it with Drain.

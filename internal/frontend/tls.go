@@ -38,7 +38,7 @@ func (c *conn) handshake() bool {
 	start := time.Now()
 	var hs record.Handshake
 	c.timeHandshake()
-	tc := tls.Server(c.sock, &tls.Config{GetConfigForClient: c.configFor, MinVersion: tls.VersionTLS12})
+	tc := tls.Server(wire{c.sock, c}, beforeHello)
 	// A turn is held while the handshake computes: from the ClientHello to our flight, and from the client's to ours.
 	c.turn = c.f.handshakes.Turn(&c.who)
 	c.sock.Before = c.turn.End
@@ -106,6 +106,29 @@ func (c *conn) handshake() bool {
 	return true
 }
 
+// beforeHello is the configuration until the ClientHello is read. It has no keys for session tickets, which crypto/tls would
+// use for every host whose own configuration has none (A04).
+var beforeHello = &tls.Config{
+	GetConfigForClient:     func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return hello.Conn.(wire).of.configFor(hello) },
+	MinVersion:             tls.VersionTLS12,
+	SessionTicketsDisabled: true,
+}
+
+// wire is a connection as crypto/tls has it.
+type wire struct {
+	*socket.Conn
+	of *conn
+}
+
+// SetWriteDeadline sets none while what is written is held back and does not wait: crypto/tls sets one for its goodbye, and one
+// in the past behind it, two timers for each connection.
+func (w wire) SetWriteDeadline(t time.Time) error {
+	if w.More && w.HasDescriptor() {
+		return nil
+	}
+	return w.Conn.SetWriteDeadline(t)
+}
+
 // cipherNames are those of the standard library, which makes all of its list anew to find one.
 var cipherNames = func() map[uint16]string {
 	m := make(map[uint16]string)
@@ -167,7 +190,7 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return pair, nil
 	}
 	// The last word on conf: it goes around VerifyConnection.
-	session := c.f.tickets.Session(scope(c.listener.Listener, host))
+	session := c.f.tickets.Session(c.listener.scope(host))
 	session.CertificateOnly, session.Only13 = host.Auth.Mode != policy.Off, conf.KeyLogWriter != nil
 	defer func() {
 		session.Install(conf)
@@ -228,15 +251,21 @@ func (c *conn) takeTurn() bool {
 	return why == reason.Unset
 }
 
-// scope is what a session may be resumed under: this listener, this host's policy, and the content of its trust store.
-// What can change without a new configuration, dates and OCSP answers, is asked on every resumption, like all the rest.
-func scope(l *snapshot.Listener, h *snapshot.Host) ticket.Scope {
+// scope is what a session may be resumed under: this listener, the policy of h, which is one of its hosts, and the content of
+// its trust store. What can change without a new configuration, dates and OCSP answers, is asked on every resumption, like
+// all the rest.
+func (l *active) scope(h *snapshot.Host) ticket.Scope {
+	if s, known := l.scopes.Load(h); known {
+		return s.(ticket.Scope)
+	}
 	store := ""
 	if h.Auth.Store != nil {
 		sum := h.Auth.Store.Sum()
 		store = string(sum[:])
 	}
-	return ticket.ScopeOf(l.Name, l.Address, string(h.Policy), h.Auth.Mode.String(), store, fmt.Sprint(h.Auth.Page, h.Auth.Reset, l.TLS.MinVersion))
+	s := ticket.ScopeOf(l.Name, l.Address, string(h.Policy), h.Auth.Mode.String(), store, fmt.Sprint(h.Auth.Page, h.Auth.Reset, l.TLS.MinVersion))
+	l.scopes.Store(h, s)
+	return s
 }
 
 // askTime bounds how long a handshake waits for OCSP responders.
