@@ -12,18 +12,31 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"countersign/internal/reason"
 )
 
-// Identity is who a client is. It is immutable and may be shared between goroutines; the certificates it hands out are
+// Identity is who a client is. It does not change and may be shared between goroutines; the certificates it hands out are
 // read-only.
 type Identity struct {
 	chain           []*x509.Certificate
 	subject, issuer string
 	serial          string
 	fingerprint     [sha256.Size]byte
+
+	lines atomic.Pointer[rendered]
 }
+
+// rendered are the headers of an identity in one style, as they were rendered last: an identity is remembered from connection
+// to connection, and most hosts that a client comes to have one style.
+type rendered struct {
+	style *Style
+	text  string
+}
+
+// keepsLines bounds them by the DER of the leaf, so that what an identity takes follows from what was presented.
+const keepsLines = 4
 
 // FromChain takes the identity of the first certificate of a verified chain: leaf first, anchor last.
 //

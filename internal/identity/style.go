@@ -197,12 +197,20 @@ func (g *Guard) Protected(name []byte) bool {
 func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, dropped bool, err error) {
 	if !s.xfccAppend {
 		prior = ForwardedCerts{}
+		if c.id != nil {
+			if l := c.id.lines.Load(); l != nil && l.style == s {
+				return append(dst, l.text...), false, nil
+			}
+		}
 	}
 	r := rendering{style: s, id: c.id, prior: prior}
 	if s.chain && c.id != nil {
 		r.chain = c.id.chain[1 : len(c.id.chain)-1]
 	}
 	out, err = r.append(dst, c)
+	if text := out[len(dst):]; err == nil && c.id != nil && !s.xfccAppend && len(text) <= keepsLines*len(c.id.Leaf().Raw) {
+		c.id.lines.Store(&rendered{s, string(text)})
+	}
 	if err != nil && len(r.chain) > 0 {
 		r.chain, r.dropped = nil, true
 		if out, err = r.append(dst, c); err == nil {

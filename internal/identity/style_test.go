@@ -247,6 +247,53 @@ func TestAppendIsPure(t *testing.T) {
 	}
 }
 
+// TestRendered: what is kept of a rendering is for the very style and identity it is of, and is what that renders.
+func TestRendered(t *testing.T) {
+	fresh := func(cn string, padding int) Client {
+		return client(t, parse(t, certDER(t, rawName([]attr{utf8Attr(oidCN, cn)}), padding)))
+	}
+	prior, err := ParseForwardedCerts(fieldsOf("Host", "a", "X-Forwarded-Client-Cert", "Hash=00"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var styles []*Style
+	for _, o := range []Options{{Dialects: []Dialect{XSSLClient}}, {Dialects: []Dialect{XSSLClient, ALB}}, {Dialects: []Dialect{ALB}, Rename: map[string]string{ALBAttributes()[0]: "X-Serial"}},
+		{Dialects: []Dialect{XFCC}}, {Dialects: []Dialect{XFCC}, XFCCAppend: true}} {
+		styles = append(styles, styleOf(t, o))
+	}
+	alice, bob := fresh("alice", 0), fresh("bob", 0)
+	for round := range 3 {
+		for i, s := range styles {
+			for _, who := range []struct {
+				cn string
+				c  Client
+			}{{"alice", alice}, {"bob", bob}} {
+				for _, before := range []ForwardedCerts{prior, {}, prior} {
+					want, _, err := s.Append([]byte("x"), fresh(who.cn, 0), before)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got, _, err := s.Append([]byte("x"), who.c, before); err != nil || string(got) != string(want) {
+						t.Errorf("D12: round %d, style %d, %s: %q, %v; expected %q", round, i, who.cn, got, err, want)
+					}
+				}
+			}
+		}
+	}
+	if r := alice.id.lines.Load(); r == nil || r.style != styles[3] {
+		t.Errorf("kept %v; expected what was rendered last, but for styles that add to the words of others", r)
+	}
+	if out, _, _ := styles[0].Append(nil, Absent(reason.Unset), ForwardedCerts{}); strings.Contains(string(out), "alice") {
+		t.Errorf("of nobody: %q", out)
+	}
+	// What is kept is bounded by the certificate: a long name and all dialects are not.
+	long := fresh(strings.Repeat("a", 400), 0)
+	all := styleOf(t, Options{Dialects: []Dialect{RFC9440, ALB, XFCC, XSSLClient, Traefik, GCP}})
+	if out, _, err := all.Append(nil, long, ForwardedCerts{}); err != nil || len(out) <= keepsLines*len(long.id.Leaf().Raw) || long.id.lines.Load() != nil {
+		t.Errorf("F13: %d bytes of headers of a certificate of %d are kept: %v", len(out), len(long.id.Leaf().Raw), err)
+	}
+}
+
 // guard is what protects the headers of one style.
 func guard(s *Style) *Guard {
 	if s == nil {

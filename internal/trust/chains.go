@@ -55,7 +55,7 @@ type kept struct {
 // covers reports whether b is still all there is to say at now.
 func (b *believed) covers(now time.Time) bool { return !now.Before(b.from) && !now.After(b.until) }
 
-// NewChains makes a memory of at most about max sets of certificates, at most 32 KiB and mostly 5 KiB each.
+// NewChains makes a memory of at most about max sets of certificates, at most 32 KiB and mostly 6 KiB each.
 func NewChains(max int) *Chains {
 	return &Chains{perShard: (max + 2*chainShards - 1) / (2 * chainShards)}
 }
@@ -170,7 +170,7 @@ func (v *Verdict) Kept() any {
 }
 
 // Keep remembers value with the chain of v, for whoever is believed by it next. It is shared by goroutines, must follow from
-// the certificates of that chain and from nothing else, and may take three times the DER of the leaf.
+// the certificates of that chain and from nothing else, and may take seven times the DER of the leaf.
 func (v *Verdict) Keep(value any) {
 	if v.believed != nil && len(v.Chain) > 0 {
 		v.believed.kept.Store(&kept{&v.Chain[0], value})
