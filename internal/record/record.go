@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"countersign/internal/identity"
@@ -294,12 +295,24 @@ func text(b []byte, k, v string) []byte {
 
 func number(b []byte, k string, v int64) []byte { return strconv.AppendInt(key(b, k), v, 10) }
 
-// appendTime appends t in UTC with microseconds. Package time has a way of its own for RFC 3339 with whole seconds, which takes a
-// third of the time of any other layout.
+// lastSecond is the second that was printed last, of which busy machines print many lines.
+var lastSecond atomic.Pointer[second]
+
+type second struct {
+	unix int64
+	text []byte // up to the point behind it
+}
+
+// appendTime appends t in UTC with microseconds.
 func appendTime(b []byte, t time.Time) []byte {
-	t = t.UTC()
-	b = t.AppendFormat(b, time.RFC3339)
-	b[len(b)-1] = '.' // in place of Z
+	s := lastSecond.Load()
+	if unix := t.Unix(); s == nil || s.unix != unix {
+		// Package time has a way of its own for RFC 3339 with whole seconds, which takes a third of the time of any other layout.
+		s = &second{unix, t.UTC().AppendFormat(nil, time.RFC3339)}
+		s.text[len(s.text)-1] = '.' // in place of Z
+		lastSecond.Store(s)
+	}
+	b = append(b, s.text...)
 	micros := t.Nanosecond() / 1000
 	for unit := 100_000; unit > 0; unit /= 10 {
 		b = append(b, byte('0'+micros/unit%10))
@@ -337,9 +350,14 @@ func end(b []byte, why reason.Reason, expected, found, detail string) []byte {
 
 // Fragment renders what every request line of a connection repeats; it is made once per connection.
 func Fragment(listener, client string, id identity.Client) []byte {
-	b := text(nil, "listener", listener)
+	who, ok := id.Identity()
+	size := 64 + len(listener) + len(client)
+	if ok {
+		size += 160 + len(who.Subject()) // more for letters that are escaped
+	}
+	b := text(make([]byte, 0, size), "listener", listener)
 	b = text(b, "client", client)
-	if who, ok := id.Identity(); ok {
+	if ok {
 		sum := who.Fingerprint()
 		b = appendText(key(b, "client_subject"), who.Subject(), maxName)
 		b = text(b, "client_serial", who.SerialHex())
