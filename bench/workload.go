@@ -103,14 +103,14 @@ func (b *bench) workloads() []*workload {
 		return []line{{name, title, "CPU µs", unit, goal}}
 	}
 	handshake := func(lines []line, listener string, change func(*call)) *workload {
-		return &workload{lines: lines, workers: 8, open: func(b *bench, i *instance) opener {
+		return &workload{lines: lines, workers: 16, open: func(b *bench, i *instance) opener {
 			c := b.client(i, listener)
 			change(&c)
 			return handshakes(c, nil, false)
 		}}
 	}
 	resumed := func(lines []line, version uint16) *workload {
-		return &workload{lines: lines, workers: 8, open: func(b *bench, i *instance) opener {
+		return &workload{lines: lines, workers: 16, open: func(b *bench, i *instance) opener {
 			c := b.client(i, "https")
 			c.max = version
 			return handshakes(c, nil, true)
@@ -144,7 +144,7 @@ func (b *bench) workloads() []*workload {
 	}
 	return []*workload{
 		mixed(main(handshake(cpu("handshake", "full handshake, ECDSA P-256, chain seen before", "handshake", 0.50), "https", asIs))),
-		mixed(&workload{lines: cpu("handshake-cold", "full handshake, ECDSA P-256, chain never seen", "handshake", 0.70), workers: 8,
+		mixed(&workload{lines: cpu("handshake-cold", "full handshake, ECDSA P-256, chain never seen", "handshake", 0.70), workers: 16,
 			open: func(b *bench, i *instance) opener {
 				return handshakes(b.client(i, "https"), func() (*tls.Certificate, error) { return b.stranger(i) }, false)
 			}}),
