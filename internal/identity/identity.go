@@ -28,15 +28,16 @@ type Identity struct {
 	lines atomic.Pointer[rendered]
 }
 
-// rendered are the headers of an identity in one style, as they were rendered last: an identity is remembered from connection
-// to connection, and most hosts that a client comes to have one style.
+// rendered are the headers of an identity in the style in which they were rendered last: an identity is remembered from
+// connection to connection, and most hosts that a client comes to have one style. There is no text until they were rendered
+// in that style twice in a row, since most who come once do not come again, and stay.
 type rendered struct {
 	style *Style
 	text  string
 }
 
 // keepsLines bounds them by the DER of the leaf, so that what an identity takes follows from what was presented.
-const keepsLines = 4
+const keepsLines = 3
 
 // FromChain takes the identity of the first certificate of a verified chain: leaf first, anchor last.
 //

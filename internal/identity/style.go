@@ -197,10 +197,14 @@ func (g *Guard) Protected(name []byte) bool {
 func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, dropped bool, err error) {
 	if !s.xfccAppend {
 		prior = ForwardedCerts{}
-		if c.id != nil {
-			if l := c.id.lines.Load(); l != nil && l.style == s {
-				return append(dst, l.text...), false, nil
-			}
+	}
+	var last *rendered
+	if c.id != nil && !s.xfccAppend {
+		if last = c.id.lines.Load(); last != nil && !last.style.same(s) {
+			last = nil
+		}
+		if last != nil && last.text != "" {
+			return append(dst, last.text...), false, nil
 		}
 	}
 	r := rendering{style: s, id: c.id, prior: prior}
@@ -209,7 +213,11 @@ func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, 
 	}
 	out, err = r.append(dst, c)
 	if text := out[len(dst):]; err == nil && c.id != nil && !s.xfccAppend && len(text) <= keepsLines*len(c.id.Leaf().Raw) {
-		c.id.lines.Store(&rendered{s, string(text)})
+		if last != nil {
+			c.id.lines.Store(&rendered{s, string(text)})
+		} else {
+			c.id.lines.Store(&rendered{style: s})
+		}
 	}
 	if err != nil && len(r.chain) > 0 {
 		r.chain, r.dropped = nil, true
@@ -218,6 +226,11 @@ func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, 
 		}
 	}
 	return out, false, err
+}
+
+// same reports whether s renders what o does. Hosts, and the same host of another configuration, have styles of their own.
+func (s *Style) same(o *Style) bool {
+	return s == o || s.chain == o.chain && s.xfccCert == o.xfccCert && s.xfccAppend == o.xfccAppend && s.alb == o.alb && slices.Equal(s.dialects, o.dialects)
 }
 
 // rendering is one identity on its way into headers.

@@ -261,7 +261,7 @@ func TestRendered(t *testing.T) {
 		{Dialects: []Dialect{XFCC}}, {Dialects: []Dialect{XFCC}, XFCCAppend: true}} {
 		styles = append(styles, styleOf(t, o))
 	}
-	alice, bob := fresh("alice", 0), fresh("bob", 0)
+	alice, bob := fresh("alice", 600), fresh("bob", 600)
 	for round := range 3 {
 		for i, s := range styles {
 			for _, who := range []struct {
@@ -269,7 +269,7 @@ func TestRendered(t *testing.T) {
 				c  Client
 			}{{"alice", alice}, {"bob", bob}} {
 				for _, before := range []ForwardedCerts{prior, {}, prior} {
-					want, _, err := s.Append([]byte("x"), fresh(who.cn, 0), before)
+					want, _, err := s.Append([]byte("x"), fresh(who.cn, 600), before)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -283,12 +283,45 @@ func TestRendered(t *testing.T) {
 	if r := alice.id.lines.Load(); r == nil || r.style != styles[3] {
 		t.Errorf("kept %v; expected what was rendered last, but for styles that add to the words of others", r)
 	}
+	// Another style of the same options finds it, and one that differs in anything does not.
+	kept := func(o Options) bool {
+		s, before := styleOf(t, o), alice.id.lines.Load()
+		if _, _, err := s.Append(nil, alice, ForwardedCerts{}); err != nil {
+			t.Fatal(err)
+		}
+		return alice.id.lines.Load() == before
+	}
+	if !kept(Options{Dialects: []Dialect{XFCC}}) {
+		t.Error("rendered again for a style of the same options")
+	}
+	for _, pair := range [][2]Options{
+		{{Dialects: []Dialect{XFCC}}, {Dialects: []Dialect{XFCC}, Chain: true}},
+		{{Dialects: []Dialect{XFCC}}, {Dialects: []Dialect{XFCC}, XFCCCert: true}},
+		{{Dialects: []Dialect{ALB, XFCC}}, {Dialects: []Dialect{XFCC, ALB}}},
+		{{Dialects: []Dialect{ALB}}, {Dialects: []Dialect{ALB}, Rename: map[string]string{ALBAttributes()[0]: "X-Serial"}}},
+	} {
+		kept(pair[0])
+		kept(pair[0])
+		if kept(pair[1]) {
+			t.Errorf("what was rendered for %+v is taken for %+v", pair[0], pair[1])
+		}
+	}
+	once := fresh("carol", 300)
+	for i := range 3 {
+		if _, _, err := styles[0].Append(nil, once, ForwardedCerts{}); err != nil {
+			t.Fatal(err)
+		}
+		if r := once.id.lines.Load(); (r.text != "") != (i > 0) {
+			t.Errorf("rendered %d times: %q is kept", i+1, r.text)
+		}
+	}
 	if out, _, _ := styles[0].Append(nil, Absent(reason.Unset), ForwardedCerts{}); strings.Contains(string(out), "alice") {
 		t.Errorf("of nobody: %q", out)
 	}
 	// What is kept is bounded by the certificate: a long name and all dialects are not.
 	long := fresh(strings.Repeat("a", 400), 0)
 	all := styleOf(t, Options{Dialects: []Dialect{RFC9440, ALB, XFCC, XSSLClient, Traefik, GCP}})
+	_, _, _ = all.Append(nil, long, ForwardedCerts{})
 	if out, _, err := all.Append(nil, long, ForwardedCerts{}); err != nil || len(out) <= keepsLines*len(long.id.Leaf().Raw) || long.id.lines.Load() != nil {
 		t.Errorf("F13: %d bytes of headers of a certificate of %d are kept: %v", len(out), len(long.id.Leaf().Raw), err)
 	}

@@ -28,8 +28,8 @@ type Chains struct {
 }
 
 // maxShardBytes bounds one generation of a shard by what its certificates and chains take, which is about four times their
-// DER, and what is kept beside them; so all of it stays below 64 MiB.
-const maxShardBytes = (64 << 20) / (2 * chainShards)
+// DER, and what is kept beside them; so all of it stays below 80 MiB.
+const maxShardBytes = (80 << 20) / (2 * chainShards)
 
 const chainShards = 16
 
@@ -55,7 +55,7 @@ type kept struct {
 // covers reports whether b is still all there is to say at now.
 func (b *believed) covers(now time.Time) bool { return !now.Before(b.from) && !now.After(b.until) }
 
-// NewChains makes a memory of at most about max sets of certificates, at most 32 KiB and mostly 6 KiB each.
+// NewChains makes a memory of at most about max sets of certificates, fewer if they are large: about 80 MiB in all at most.
 func NewChains(max int) *Chains {
 	return &Chains{perShard: (max + 2*chainShards - 1) / (2 * chainShards)}
 }
@@ -170,7 +170,7 @@ func (v *Verdict) Kept() any {
 }
 
 // Keep remembers value with the chain of v, for whoever is believed by it next. It is shared by goroutines, must follow from
-// the certificates of that chain and from nothing else, and may take seven times the DER of the leaf.
+// the certificates of that chain and from nothing else, and may take six times the DER of the leaf.
 func (v *Verdict) Keep(value any) {
 	if v.believed != nil && len(v.Chain) > 0 {
 		v.believed.kept.Store(&kept{&v.Chain[0], value})

@@ -104,7 +104,7 @@ func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns
 		for _, c := range presented {
 			b.size += 4 * len(c.Raw)
 		}
-		b.size += 7 * len(leaf.Raw) // for Keep: names in print, where each byte can take three, and headers, of four times the leaf
+		b.size += 6 * len(leaf.Raw) // for Keep: names in print, where each byte can take three, and headers
 		v.built = b
 	}
 	return b, v
