@@ -120,8 +120,9 @@ type wire struct {
 	of *conn
 }
 
-// SetWriteDeadline sets none while what is written is held back and does not wait: crypto/tls sets one for its goodbye, and one
-// in the past behind it, two timers for each connection.
+// SetWriteDeadline sets none while what is written is held back, which waits only for a client that has stopped to read:
+// crypto/tls sets one for its goodbye, and one in the past behind it, two timers for each connection. What bounds that wait is
+// the time for Draining, and the sweep, which does not go through here.
 func (w wire) SetWriteDeadline(t time.Time) error {
 	if w.More && w.HasDescriptor() {
 		return nil

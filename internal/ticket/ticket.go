@@ -137,18 +137,18 @@ func (s *Session) Declined(cs tls.ConnectionState) error {
 // For a resumed TLS 1.3 session crypto/tls calls it before VerifyConnection. Such a ticket is worth as much as the one
 // that was offered, and is verified when it comes back.
 //
-// In TLS 1.2 a resumed session keeps its secret, and tickets pass in clear: a new one would tell an observer as much as the
-// old one does, and be worth as much to its owner. So that goes back.
+// In TLS 1.2 a resumed session keeps its secret, and tickets pass in clear: a new one would tell whoever sees all connections
+// as much as the old one does, and be worth as much to its owner. So that goes back.
 func (s *Session) wrap(cs tls.ConnectionState, state *tls.SessionState) ([]byte, error) {
 	c := claim{scope: s.scope, at: s.Authenticated(cs), chain: s.sumOf(cs.PeerCertificates)}
-	// crypto/tls carries over nothing of the old session's Extra.
-	state.Extra = append(state.Extra, c.append(make([]byte, 0, claimSize)))
 	if s.CertificateOnly && len(cs.PeerCertificates) == 0 || s.Only13 && cs.Version < tls.VersionTLS13 {
 		return nothing(cs), nil
 	}
 	if cs.Version < tls.VersionTLS13 && cs.DidResume && s.opened != nil && s.opened.chain == c.chain {
 		return s.ticket, nil
 	}
+	// crypto/tls carries over nothing of the old session's Extra.
+	state.Extra = append(state.Extra, c.append(make([]byte, 0, claimSize)))
 	if plain, err := state.Bytes(); err == nil && overhead+len(plain) <= maxTicket {
 		return s.keys.current().seal(s.scope, cs, plain), nil
 	}
