@@ -79,7 +79,8 @@ func TestLayer4Drain(t *testing.T) {
 					t.Errorf("record: %v", rec)
 				}
 			}
-			if rec := w.recorded(t, waits, "shutdown_forced"); rec["kind"] != "tunnel" || rec["target"] != nil || rec["detail"] != nil {
+			// It may have been given the place of the one that was cut right before it, and has moved nothing there.
+			if rec := w.recorded(t, waits, "shutdown_forced"); rec["kind"] != "tunnel" || rec["bytes_out"] != 0.0 || rec["detail"] != nil {
 				t.Errorf("record of who waited: %v", rec)
 			}
 			for _, n := range w.targets {
