@@ -489,6 +489,35 @@ func TestRested(t *testing.T) {
 	}
 }
 
+// TestThird: those of which no goal speaks have the first third of the rounds beside newer ones, and all without.
+func TestThird(t *testing.T) {
+	w := &workload{lines: []line{{"x", "x", "CPU", "request", 0}}, main: true, workers: 1, open: func(*bench, *instance) opener {
+		return func(int) (step, func(), error) {
+			return func(t *tally) error { t.units++; time.Sleep(time.Millisecond); return nil }, func() {}, nil
+		}
+	}}
+	for _, c := range []struct {
+		newer  bool
+		rounds int
+		want   []int
+	}{{true, 4, []int{4, 4, 2, 2}}, {true, 1, []int{1, 1, 1, 1}}, {false, 4, []int{4, 4, 4, 4}}} {
+		b, r := &bench{rounds: c.rounds, random: newRandom(), seconds: 2 * time.Millisecond, say: func(string, ...any) {}}, &report{}
+		var instances []*instance
+		for _, target := range []*target{{Name: "countersign", kind: "countersign"}, {Name: "new", kind: "nginx", modern: c.newer}, {Name: "old", kind: "nginx"}, {Name: "go", kind: "caddy"}} {
+			b.targets = append(b.targets, target)
+			instances = append(instances, &instance{target: target, proc: &process{pid: os.Getpid(), ended: make(chan struct{})}})
+		}
+		if err := b.rounded(t.Context(), w, instances, r); err != nil {
+			t.Fatal(err)
+		}
+		for n, want := range c.want {
+			if got := len(r.Results[0].Cells[n].Rounds); got != want {
+				t.Errorf("newer peers %t, %d rounds: %s has %d, expected %d", c.newer, c.rounds, b.targets[n].Name, got, want)
+			}
+		}
+	}
+}
+
 // newPair makes a PKI and loads the server's ECDSA certificate.
 func newPair(t *testing.T) (*pki, tls.Certificate) {
 	t.Helper()
