@@ -151,8 +151,7 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	conf := &tls.Config{
 		MinVersion: l.TLS.MinVersion, CipherSuites: l.TLS.Ciphers, CurvePreferences: l.TLS.Groups,
 		NextProtos: protocols(l.TLS.ALPN, hello),
-		// Explicit, and until a host is found: a configuration without keys of its own would use the parent's, which are
-		// the same for all hosts (A04).
+		// Until a host is found; keys of the library's own there are none, here or before the ClientHello (A04).
 		SessionTicketsDisabled: true,
 		Renegotiation:          tls.RenegotiateNever,
 	}
