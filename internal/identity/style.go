@@ -198,8 +198,9 @@ func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, 
 	if !s.xfccAppend {
 		prior = ForwardedCerts{}
 	}
+	keeps := c.id != nil && !s.xfccAppend
 	var last *rendered
-	if c.id != nil && !s.xfccAppend {
+	if keeps {
 		if last = c.id.lines.Load(); last != nil && !last.style.same(s) {
 			last = nil
 		}
@@ -212,12 +213,12 @@ func (s *Style) Append(dst []byte, c Client, prior ForwardedCerts) (out []byte, 
 		r.chain = c.id.chain[1 : len(c.id.chain)-1]
 	}
 	out, err = r.append(dst, c)
-	if text := out[len(dst):]; err == nil && c.id != nil && !s.xfccAppend && len(text) <= keepsLines*len(c.id.Leaf().Raw) {
+	if text := out[len(dst):]; err == nil && keeps && len(text) <= keepsLines*len(c.id.Leaf().Raw) {
+		next := &rendered{style: s}
 		if last != nil {
-			c.id.lines.Store(&rendered{s, string(text)})
-		} else {
-			c.id.lines.Store(&rendered{style: s})
+			next.text = string(text)
 		}
+		c.id.lines.Store(next)
 	}
 	if err != nil && len(r.chain) > 0 {
 		r.chain, r.dropped = nil, true
