@@ -78,6 +78,7 @@ type Main struct {
 	started time.Time
 
 	mu       sync.Mutex                // one reload at a time
+	loads    atomic.Int64              // how many have ended
 	accepted *Loaded                   // what is in force
 	since    atomic.Pointer[time.Time] // when it was loaded
 }
@@ -213,14 +214,31 @@ func canceled() context.Context {
 }
 
 // Reload loads the configuration again and puts it in force as a whole, or changes nothing.
-func (m *Main) Reload() error { return m.loadAgain(false) }
-
-// reread is Reload for who has seen in a file that it changed: no stat is believed to say otherwise.
-func (m *Main) reread() error { return m.loadAgain(true) }
-
-func (m *Main) loadAgain(reread bool) error {
+func (m *Main) Reload() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.loadAgain(false)
+}
+
+// reread is Reload for who has seen in a file that it changed: no stat is believed to say otherwise. Who changed it often
+// asks for a reload as well, by SIGHUP; one of the two is enough.
+func (m *Main) reread() error { return m.rereadAfter(m.loads.Load()) }
+
+// rereadAfter is reread for who knew of so many loads.
+func (m *Main) rereadAfter(known int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.loads.Load() != known {
+		return refresh.ErrOvertaken
+	}
+	return m.loadAgain(true)
+}
+
+// loadAgain needs the lock.
+func (m *Main) loadAgain(reread bool) error {
+	m.signatures.busy.Store(true)
+	defer m.signatures.busy.Store(false)
+	defer m.loads.Add(1)
 	start := time.Now()
 	m.book.Reopen() // whatever comes of the configuration
 	l, err := m.load(reread)

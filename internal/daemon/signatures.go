@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"countersign/internal/refresh"
@@ -17,6 +18,7 @@ const Damaged = "certificate_damaged"
 // signatures checks what a first configuration left unchecked, behind the start.
 type signatures struct {
 	stop chan struct{}
+	busy atomic.Bool // something is loaded, which comes first
 
 	mu     sync.Mutex
 	done   chan struct{} // nil before the first check
@@ -55,10 +57,15 @@ func (m *Main) checkSignatures(list []snapshot.Unchecked) {
 				}
 				s.found(list[i], err)
 			}
-			select {
-			case <-time.After(9 * time.Since(start)):
-			case <-s.stop:
-				return
+			for rest := 9 * time.Since(start); rest > 0; {
+				select {
+				case <-time.After(rest):
+				case <-s.stop:
+					return
+				}
+				if rest = 0; s.busy.Load() {
+					rest = 20 * time.Millisecond
+				}
 			}
 		}
 		m.log.Info("signatures on certificates of ours are checked", "certificates", len(list))

@@ -19,10 +19,12 @@ type follower struct {
 	events *fsnotify.Watcher
 	pumped chan struct{}
 	dirs   map[string]identity // directories that have a watch
+	all    bool                // each has one: what no event names did not change, as far as the system can tell
 }
 
 // follow sees that every directory on the way to a file has a watch.
 func (w *Watcher) follow(poll bool) {
+	w.all = false
 	if w.c.PollOnly || len(w.files) == 0 {
 		return
 	}
@@ -55,9 +57,9 @@ func (w *Watcher) follow(poll bool) {
 	}
 	// What changes between looking at the way and having the watch goes unheard; so look again after watching more.
 	for range 4 {
-		names := places{entries: make(map[string]map[string]bool, len(w.dirs)), cache: make(map[string]step), folders: make(map[string]ending)}
-		for path := range w.files {
-			names.way(path)
+		names := places{entries: make(entries, len(w.dirs)), cache: make(map[string]step), folders: make(map[string]ending)}
+		for _, f := range w.files {
+			names.way(f)
 		}
 		added := false
 		for dir := range w.dirs {
@@ -95,6 +97,7 @@ func (w *Watcher) follow(poll bool) {
 		w.unavailable(failed)
 		return
 	}
+	w.all = true
 	w.mu.Lock()
 	w.clear(NoEvents)
 	w.mu.Unlock()
@@ -171,7 +174,7 @@ func (w *Watcher) pump(events *fsnotify.Watcher, done chan struct{}) {
 			}
 			if errors.Is(err, fsnotify.ErrEventOverflow) {
 				w.mu.Lock()
-				w.seen = burst{any: true, written: true}
+				w.seen = burst{any: true, written: true, wide: true}
 				w.mu.Unlock()
 				w.nudge()
 			} else if err != nil {
@@ -187,15 +190,19 @@ func (w *Watcher) hear(e fsnotify.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_, self := w.names[e.Name]
+	f, known := w.names[filepath.Clean(dir)][base]
 	switch {
 	case self:
+		f = nil
 		if e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) || e.Has(fsnotify.Create) {
 			w.lost[e.Name] = true
 		}
-	case !w.names[filepath.Clean(dir)][base]:
+	case !known:
 		return
+	case f != nil:
+		w.named[f] = e.Name
 	}
-	w.seen.add(burst{any: true, written: e.Has(fsnotify.Write)})
+	w.seen.add(burst{any: true, written: e.Has(fsnotify.Write), wide: f == nil})
 	w.nudge()
 }
 
@@ -207,9 +214,13 @@ func identify(dir string) (identity, error) {
 	return stampOf(st).identity, nil
 }
 
+// entries are directories, and in them the entries on the way to files: with the one file that the entry itself is, or nil
+// if it is more than that.
+type entries map[string]map[string]*file
+
 // places are the real directories on the way to files, and the entries in them that the way takes.
 type places struct {
-	entries map[string]map[string]bool
+	entries entries
 	cache   map[string]step
 	folders map[string]ending // by path; thousands of files may be in one
 }
@@ -227,13 +238,18 @@ type step struct {
 	err  error
 }
 
-func (p *places) note(dir, name string) {
+func (p *places) note(dir, name string) { p.noteFile(dir, name, nil) }
+
+func (p *places) noteFile(dir, name string, f *file) {
 	names := p.entries[dir]
 	if names == nil {
-		names = make(map[string]bool)
+		names = make(map[string]*file)
 		p.entries[dir] = names
 	}
-	names[name] = true
+	if _, taken := names[name]; taken {
+		f = nil
+	}
+	names[name] = f
 }
 
 func (p *places) step(path string) step {
@@ -243,6 +259,12 @@ func (p *places) step(path string) step {
 		p.cache[path] = s
 	}
 	return s
+}
+
+// regular reports whether a real path is that of a file, and not of what leads elsewhere.
+func regular(path string) bool {
+	s := stepTo(path)
+	return s.err == nil && s.mode.IsRegular()
 }
 
 func stepTo(path string) (s step) {
@@ -255,10 +277,10 @@ func stepTo(path string) (s step) {
 	return s
 }
 
-// way notes every entry on the way to an absolute path that, replaced, leads elsewhere: the file's own, those of symlinks,
+// way notes every entry on the way to a file that, replaced, leads elsewhere: the file's own, those of symlinks,
 // and the first one that is not there. A directory that is moved tells so itself; one further up is found by polling.
-func (p *places) way(path string) {
-	dir, base := filepath.Split(path)
+func (p *places) way(f *file) {
+	dir, base := filepath.Split(f.path)
 	at, known := p.folders[dir]
 	if !known {
 		at.real, at.reached = p.walk("/", dir, true)
@@ -270,7 +292,7 @@ func (p *places) way(path string) {
 	full := filepath.Join(at.real, base)
 	s := stepTo(full)
 	if s.err == nil && s.mode.IsRegular() {
-		p.note(at.real, base)
+		p.noteFile(at.real, base, f)
 		return
 	}
 	p.cache[full] = s

@@ -1,6 +1,7 @@
 package refresh
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"runtime/debug"
@@ -78,17 +79,23 @@ func (w *Watcher) step() (next time.Time) {
 	w.hurry = false
 	w.burst.add(w.seen)
 	w.seen = burst{}
+	named := w.named
+	w.named = make(map[*file]string)
 	w.take()
 	w.mu.Unlock()
 
-	if poll || w.moved || w.burst.any { // else every way is as it was
+	changed := false
+	if poll || w.moved || !w.all || w.burst.wide || w.replaced(named) {
 		w.moved = false
 		w.follow(poll)
-	}
-	changed := false
-	for _, f := range w.files {
-		if w.read(f, poll && f.slot == w.round%rounds) {
-			changed = true
+		for _, f := range w.files {
+			changed = w.read(f, poll && f.slot == w.round%rounds) || changed
+		}
+	} else { // every way is as it was, and there may be tens of thousands of files
+		for _, f := range w.files {
+			if _, is := named[f]; is || w.unsettled(f) {
+				changed = w.read(f, false) || changed
+			}
 		}
 	}
 	w.ended = time.Now()
@@ -117,6 +124,24 @@ func (w *Watcher) step() (next time.Time) {
 	}
 	w.mu.Unlock()
 	return next
+}
+
+// replaced reports whether a file that events named is not just a file any more.
+func (w *Watcher) replaced(named map[*file]string) bool {
+	for f, real := range named {
+		if w.files[f.path] == f && !regular(real) {
+			return true
+		}
+	}
+	return false
+}
+
+// unsettled reports whether a file is not as it was loaded, so that it is looked at until it has settled.
+func (w *Watcher) unsettled(f *file) bool {
+	if want, ok := w.want[f.path]; ok && f.sum != want {
+		return true
+	}
+	return w.base != nil && f.sum != w.base[f.path]
 }
 
 // take gets what Loaded and NotLoaded told, under the lock.
@@ -272,10 +297,13 @@ func (w *Watcher) reload(differ []string) {
 		sums[path] = f.sum
 	}
 	err := w.safely()
-	w.attempted = time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.burst = burst{}
+	w.hurry = true
+	if errors.Is(err, ErrOvertaken) {
+		return
+	}
+	w.attempted, w.burst = time.Now(), burst{}
 	switch {
 	case w.heard != w.loads:
 	case err == nil:
@@ -283,7 +311,6 @@ func (w *Watcher) reload(differ []string) {
 	default:
 		w.notLoaded(sums, err)
 	}
-	w.hurry = true
 }
 
 func (w *Watcher) safely() (err error) {

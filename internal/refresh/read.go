@@ -38,6 +38,7 @@ type identity struct{ dev, ino uint64 }
 type reader struct {
 	hash  hash.Hash
 	buf   []byte
+	looks int // at files
 	reads int
 }
 
@@ -45,6 +46,7 @@ func newReader() reader { return reader{hash: sha256.New(), buf: make([]byte, 64
 
 // read looks at a file, and into it if its stat changed or verify is set. It says whether the content is another one.
 func (r *reader) read(f *file, verify bool) bool {
+	r.looks++
 	now := time.Now()
 	st, err := os.Stat(f.path)
 	if err != nil {

@@ -5,6 +5,7 @@ package refresh
 
 import (
 	"crypto/sha256"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -50,10 +51,15 @@ type Condition struct {
 	Since time.Time // when it began; a condition whose text changes keeps it
 }
 
+// ErrOvertaken is what Reload returns if it has done nothing, because another load ended after it was called.
+// What that one has read may be what there is: the watcher looks again.
+var ErrOvertaken = errors.New("another load came first")
+
 // Config says how to watch.
 type Config struct {
 	// Reload loads the configuration and puts it in force, or changes nothing and returns why. It calls Loaded or NotLoaded
-	// with what it read. It is called from one goroutine; loads of other origin (SIGHUP) may be under way.
+	// with what it read, or returns ErrOvertaken. It is called from one goroutine; loads of other origin (SIGHUP) may be
+	// under way.
 	Reload func() error
 	Log    *slog.Logger
 	// Quiet is the time between two equal readings that a reload needs: 250 ms by default, ten times as long where content
@@ -81,11 +87,12 @@ type Watcher struct {
 	tried  map[string]Sum // what the load that was refused since then has read; nil if none was
 	broken bool           // a load was refused since the last accepted one
 	conds  map[string]Condition
-	seen   burst                      // events since the last look
-	names  map[string]map[string]bool // directories and the entries in them whose events matter
-	lost   map[string]bool            // directories that were removed or renamed: watch again what has their name now
-	turns  int                        // looks completed
-	calm   bool                       // nothing was left to do after the last look
+	seen   burst            // events since the last look
+	names  entries          // whose events matter
+	named  map[*file]string // files that events since the last look named, and where they really are
+	lost   map[string]bool  // directories that were removed or renamed: watch again what has their name now
+	turns  int              // looks completed
+	calm   bool             // nothing was left to do after the last look
 
 	look // the goroutine's own
 }
@@ -94,9 +101,12 @@ type Watcher struct {
 type burst struct {
 	any     bool // something happened
 	written bool // it may still be going on
+	wide    bool // to which files is not known
 }
 
-func (b *burst) add(o burst) { b.any = b.any || o.any; b.written = b.written || o.written }
+func (b *burst) add(o burst) {
+	b.any, b.written, b.wide = b.any || o.any, b.written || o.written, b.wide || o.wide
+}
 
 // Watch makes a Watcher, which does nothing before the first call of Loaded.
 func Watch(c Config) *Watcher {
@@ -110,7 +120,7 @@ func Watch(c Config) *Watcher {
 		c.Poll = defaultPoll
 	}
 	w := &Watcher{c: c, stop: make(chan struct{}), done: make(chan struct{}), poke: make(chan struct{}, 1),
-		conds: make(map[string]Condition), lost: make(map[string]bool)}
+		conds: make(map[string]Condition), named: make(map[*file]string), lost: make(map[string]bool)}
 	w.look = newLook()
 	go w.run()
 	return w
@@ -146,10 +156,11 @@ func (w *Watcher) notLoaded(files map[string]Sum, err error) {
 	w.wake()
 }
 
-// Kick looks at the files now. A change still needs its quiet time.
+// Kick looks at all files now. A change still needs its quiet time.
 func (w *Watcher) Kick() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.seen.wide = true
 	w.wake()
 }
 

@@ -852,7 +852,7 @@ func TestManyFiles(t *testing.T) {
 	}
 	// Without its goroutine: the looks are ours to take.
 	w := &Watcher{c: Config{Quiet: defaultQuiet, Poll: time.Nanosecond, Log: slog.New(slog.DiscardHandler), Reload: func() error { t.Error("reload"); return nil }},
-		poke: make(chan struct{}, 1), conds: make(map[string]Condition), lost: make(map[string]bool), look: newLook()}
+		poke: make(chan struct{}, 1), conds: make(map[string]Condition), named: make(map[*file]string), lost: make(map[string]bool), look: newLook()}
 	t.Cleanup(w.unfollow)
 	time.Sleep(racy + 100*time.Millisecond) // until stats can be relied on
 	w.Loaded(sums)
@@ -869,6 +869,138 @@ func TestManyFiles(t *testing.T) {
 	}
 	if c := w.Conditions(); len(c) > 0 && c[0].Code != NoEvents {
 		t.Error(c)
+	}
+}
+
+// TestNamedFile: an event calls for a look at the file that it names, and at no other of very many, as long as it names a
+// file. What the file is replaced by may lead anywhere.
+func TestNamedFile(t *testing.T) {
+	const n = 50
+	d := &world{T: t, dir: t.TempDir()}
+	sums := make(map[string]Sum, n)
+	for i := range n {
+		name := fmt.Sprint("f", i)
+		d.write(name, "old")
+		sums[d.path(name)] = sha256.Sum256([]byte("old"))
+	}
+	d.write("elsewhere", "other")
+	// Without its goroutine: the looks are ours to take.
+	w := &Watcher{c: Config{Quiet: time.Hour, Poll: time.Hour, Log: slog.New(slog.DiscardHandler)},
+		poke: make(chan struct{}, 1), conds: make(map[string]Condition), named: make(map[*file]string), lost: make(map[string]bool), look: newLook()}
+	d.w = w
+	t.Cleanup(w.unfollow)
+	w.Loaded(sums)
+	w.step()
+	for _, c := range []struct {
+		what   string
+		change func()
+		looks  int
+		file   string
+		now    string
+	}{
+		{"replaced", func() { d.put("f7", "new") }, 2, "f7", "new"},
+		{"written", func() { d.write("f8", "new") }, 3, "f8", "new"}, // and f7, which is not loaded yet
+		{"replaced by a link", func() { d.link("elsewhere", "f9") }, n, "f9", "other"},
+		{"written behind a link", func() { d.write("elsewhere", "newer") }, n, "f9", "newer"},
+		{"a file again", func() { d.put("f9", "new") }, n, "f9", "new"},
+		{"as it was", func() { d.put("f9", "old") }, 4, "f9", "old"},
+		{"removed", func() { d.check(os.Remove(d.path("f9"))) }, n, "f9", ""},
+		{"made again", func() { d.put("f9", "old") }, n, "f9", "old"},
+		{"nothing", func() { w.Kick() }, n, "f9", "old"},
+	} {
+		w.burst = burst{} // as after a reload
+		c.change()
+		d.put("f0", c.what) // events come in order
+		d.until(c.what+": all is heard", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.named[w.files[d.path("f0")]] != ""
+		})
+		before := w.looks
+		w.step()
+		if got := w.looks - before; got != c.looks {
+			t.Errorf("%s: %d looks at files; want %d", c.what, got, c.looks)
+		}
+		want := sha256.Sum256([]byte(c.now))
+		if c.now == "" {
+			want = Sum{}
+		}
+		if w.files[d.path(c.file)].sum != want {
+			t.Errorf("%s: %s is not seen to say %q", c.what, c.file, c.now)
+		}
+	}
+	d.mkdir("more")
+	d.write("more/g", "old")
+	sums[d.path("more/g")] = sha256.Sum256([]byte("old"))
+	w.Loaded(sums)
+	w.burst = burst{}
+	w.step()
+	d.put("more/g", "new")
+	d.until("what a later load has read is followed too", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.named[w.files[d.path("more/g")]] != ""
+	})
+	w.c.PollOnly = true // or a system that is out of watches
+	w.follow(false)
+	w.mu.Lock()
+	clear(w.named)
+	w.seen, w.burst = burst{}, burst{}
+	w.mu.Unlock()
+	before := w.looks
+	w.step()
+	if got := w.looks - before; got != n+1 {
+		t.Errorf("without events: %d looks at files; want %d", got, n+1)
+	}
+}
+
+// TestOvertaken: a reload that was not made, because another load came first, counts as none: what that one has seen is not
+// loaded again, and what it has not is, at once.
+func TestOvertaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		first bool // the other load has seen the change
+		loads int
+	}{"which has seen it": {true, 0}, "which has not": {false, 1}} {
+		t.Run(name, func(t *testing.T) {
+			d := newWorld(t, Config{Quiet: 100 * time.Millisecond, Poll: time.Hour})
+			old := func() error {
+				d.w.mu.Lock()
+				sums := maps.Clone(d.w.force)
+				d.w.mu.Unlock()
+				d.w.Loaded(sums)
+				return nil
+			}
+			loads, asked := 0, 0
+			var again time.Duration
+			var began time.Time
+			d.loads(func() error {
+				if asked++; asked > 1 {
+					loads++
+					again = time.Since(began)
+					return d.load()
+				}
+				other := old
+				if c.first {
+					other = d.load
+				}
+				if err := other(); err != nil {
+					return err
+				}
+				began = time.Now()
+				return ErrOvertaken
+			}, false)
+			d.pair("two")
+			d.until("asked", func() bool { return d.triesNow() > 0 })
+			d.until("in force", func() bool { return strings.HasSuffix(d.inForce(), "two|two") })
+			time.Sleep(300 * time.Millisecond)
+			d.settle()
+			if loads != c.loads {
+				t.Errorf("loaded %d times, want %d", loads, c.loads)
+			}
+			if again > slow*100*time.Millisecond/2 {
+				t.Errorf("loaded %s later", again)
+			}
+		})
 	}
 }
 
