@@ -94,12 +94,19 @@ type stapled struct {
 	pair *tls.Certificate
 }
 
-// WithStaples is s with what staples holds, now and later.
+// WithStaples is s with what staples holds, now and later, for certificates that name a responder: for others there is
+// never anything.
 func (s *Set) WithStaples(staples *Staples) *Set {
-	out := &Set{offers: slices.Clone(s.offers)}
-	for i := range out.offers {
-		o := &out.offers[i]
-		o.staple = &stapler{slot: staples.slot(sha256.Sum256(o.pair.Leaf.Raw))}
+	out := s
+	for i := range s.offers {
+		leaf := s.offers[i].pair.Leaf
+		if len(leaf.OCSPServer) == 0 {
+			continue
+		}
+		if out == s {
+			out = &Set{offers: slices.Clone(s.offers)}
+		}
+		out.offers[i].staple = &stapler{slot: staples.slot(sha256.Sum256(leaf.Raw))}
 	}
 	return out
 }

@@ -13,6 +13,25 @@ import (
 	"countersign/internal/testpki"
 )
 
+var responder = testpki.OCSPServer("http://ocsp.test/")
+
+// Ten thousand certificates that name no responder cost nothing.
+func TestNothingToStaple(t *testing.T) {
+	root := testpki.New(t)
+	plain, named := root.Server("one.test").TLS(), root.Server("one.test", responder).TLS()
+	s, err := NewSet([]*tls.Certificate{&plain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	staples := new(Staples)
+	if s.WithStaples(staples) != s || len(staples.slots) != 0 {
+		t.Error(len(staples.slots), "slots")
+	}
+	if _, staples := stapledSet(t, plain, named); len(staples.slots) != 1 {
+		t.Error(len(staples.slots), "slots for one of two")
+	}
+}
+
 func stapledSet(t testing.TB, pairs ...tls.Certificate) (*Set, *Staples) {
 	t.Helper()
 	var list []*tls.Certificate
@@ -30,7 +49,7 @@ func stapledSet(t testing.TB, pairs ...tls.Certificate) (*Set, *Staples) {
 func TestStaples(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		root := testpki.New(t)
-		one, two := root.Server("one.test"), root.Server("two.test", testpki.RSA(2048))
+		one, two := root.Server("one.test", responder), root.Server("two.test", responder, testpki.RSA(2048))
 		sum := sha256.Sum256(one.DER())
 		for name, pairs := range map[string][]tls.Certificate{"single": {one.TLS()}, "of two": {two.TLS(), one.TLS()}} {
 			t.Log(name)
@@ -81,7 +100,7 @@ func TestStaples(t *testing.T) {
 // What a client gets, in both versions of TLS; and only if it asks, which crypto/tls always does.
 func TestStapleInHandshake(t *testing.T) {
 	root := testpki.New(t)
-	server := root.Server("one.test")
+	server := root.Server("one.test", responder)
 	s, staples := stapledSet(t, server.TLS())
 	der := root.OCSP(server)
 	for _, want := range []string{"", string(der)} {
@@ -107,7 +126,7 @@ func TestStapleInHandshake(t *testing.T) {
 
 func TestStaplesConcurrently(t *testing.T) {
 	root := testpki.New(t)
-	s, staples := stapledSet(t, root.Server("one.test").TLS())
+	s, staples := stapledSet(t, root.Server("one.test", responder).TLS())
 	sum := sha256.Sum256(s.offers[0].pair.Leaf.Raw)
 	var all sync.WaitGroup
 	for i := range 8 {
@@ -141,7 +160,7 @@ func TestMustStaple(t *testing.T) {
 
 func BenchmarkStapledFor(b *testing.B) {
 	root := testpki.New(b)
-	s, staples := stapledSet(b, root.Server("one.test").TLS())
+	s, staples := stapledSet(b, root.Server("one.test", responder).TLS())
 	staples.Set(sha256.Sum256(s.offers[0].pair.Leaf.Raw), []byte{1}, time.Now().Add(time.Hour))
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {

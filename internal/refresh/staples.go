@@ -101,6 +101,9 @@ func (s *Staples) Track(pairs []*tls.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, pair := range pairs {
+		if len(pair.Leaf.OCSPServer) == 0 && !certs.MustStaple(pair) {
+			continue // nobody can ask, and nobody must; there may be ten thousand such
+		}
 		sum := sha256.Sum256(pair.Leaf.Raw)
 		served[sum] = true
 		if s.own[sum] != nil {
