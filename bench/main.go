@@ -487,12 +487,12 @@ func (b *bench) startAll(ctx context.Context, kind string, r *report) ([]*instan
 }
 
 // rounded measures one workload in rounds, every target in each, in another order each time. What needs instances of
-// its own has two rounds at most; older peers have one of them, and none of what is slow, if there are newer ones. Beside
+// its own has three rounds at most; older peers have one of them, and none of what is slow, if there are newer ones. Beside
 // newer ones, those of which no goal speaks have the first third of the rounds. The report has it when it is complete.
 func (b *bench) rounded(ctx context.Context, w *workload, instances []*instance, r *report) error {
 	rounds := b.rounds
 	if w.alone != nil {
-		rounds = min(rounds, 2)
+		rounds = min(rounds, 3)
 	}
 	cells, results := make([][]*cell, len(w.lines)), []*result(nil)
 	for l, li := range w.lines {
