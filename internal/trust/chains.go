@@ -17,21 +17,28 @@ import (
 // One Chains serves all stores: what a chain was built with (anchors and purposes) is part of its key, revocation lists
 // are not. Any number of goroutines may use it.
 type Chains struct {
-	shards [chainShards]struct {
-		mu         sync.Mutex
-		young, old map[chainKey]*believed
-		size       int // of young, in bytes
-		// hits and misses are what was looked for and found, and what was not.
-		hits, misses uint64
-	}
+	shards   [chainShards]shard
 	perShard int
+	issuers  shard // chains without their leaves
 }
+
+// shard is a part of what is remembered, in two generations.
+type shard struct {
+	mu         sync.Mutex
+	young, old map[chainKey]*believed
+	size       int // of young, in bytes
+	// hits and misses are what was looked for and found, and what was not.
+	hits, misses uint64
+}
+
+// maxIssuers is how many sets of issuers a generation has.
+const maxIssuers = 1024
 
 // maxShardBytes bounds one generation of a shard by what its certificates and chains take, which is about four times their
 // DER, and what is kept beside them; so all of it stays below 80 MiB.
-const maxShardBytes = (80 << 20) / (2 * chainShards)
+const maxShardBytes = (80 << 20) / (2 * (chainShards + 1))
 
-const chainShards = 16
+const chainShards = 16 // besides that of issuers
 
 type chainKey [sha256.Size]byte
 
@@ -79,7 +86,10 @@ func (m *Chains) find(k chainKey, now time.Time) *believed {
 	if m == nil {
 		return nil
 	}
-	s := &m.shards[k[0]%chainShards]
+	return m.shards[k[0]%chainShards].find(k, m.perShard, now)
+}
+
+func (s *shard) find(k chainKey, most int, now time.Time) *believed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, ok := s.young[k]
@@ -88,7 +98,7 @@ func (m *Chains) find(k chainKey, now time.Time) *believed {
 			s.misses++
 			return nil
 		}
-		m.keep(k, b) // in use, so it outlives the generation
+		s.keep(k, most, b) // in use, so it outlives the generation
 	}
 	if !b.covers(now) {
 		s.misses++
@@ -114,13 +124,12 @@ func (m *Chains) Counts() (hits, misses uint64) {
 	return hits, misses
 }
 
-// keep needs the shard's lock.
-func (m *Chains) keep(k chainKey, b *believed) {
-	s := &m.shards[k[0]%chainShards]
+// keep needs the lock.
+func (s *shard) keep(k chainKey, most int, b *believed) {
 	if _, there := s.young[k]; there {
 		return
 	}
-	if len(s.young) >= m.perShard || s.size+b.size > maxShardBytes || s.young == nil {
+	if len(s.young) >= most || s.size+b.size > maxShardBytes || s.young == nil {
 		s.old, s.young, s.size = s.young, make(map[chainKey]*believed), 0
 	}
 	s.young[k] = b
@@ -151,10 +160,15 @@ func (s *Store) Remember(v *Verdict) {
 		return
 	}
 	m := s.opts.Chains
-	shard := &m.shards[v.key[0]%chainShards]
-	shard.mu.Lock()
-	m.keep(v.key, v.built)
-	shard.mu.Unlock()
+	remember := func(s *shard, k chainKey, most int, b *believed) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.keep(k, most, b)
+	}
+	remember(&m.shards[v.key[0]%chainShards], v.key, m.perShard, v.built)
+	if v.issuers != nil {
+		remember(&m.issuers, v.issuers.key, maxIssuers, v.issuers.above)
+	}
 }
 
 // Kept returns what Keep was last given for the very chain that v has, nil for nothing. It is remembered as long as the

@@ -395,6 +395,7 @@ type Verdict struct {
 
 	key      chainKey
 	built    *believed // for Remember; nil when it came from there
+	issuers  *issuers  // for Remember too; nil for nothing
 	believed *believed // of an acceptance, for Belief
 }
 

@@ -94,13 +94,23 @@ func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns
 				found: hostNames(leaf)}, tried, 0)
 		}
 	}
-	chains, refused := s.chains(leaf, presented[1:], p, was, now)
-	if chains == nil {
-		return nil, refused
+	var chains [][]*x509.Certificate
+	if keep {
+		chains = s.below(s.opts.Chains.issuers.find(s.issuersKey(leaf, presented[1:]), maxIssuers, now), leaf, p)
+	}
+	anew := chains == nil
+	if anew {
+		var refused Verdict
+		if chains, refused = s.chains(leaf, presented[1:], p, was, now); chains == nil {
+			return nil, refused
+		}
 	}
 	b := &believed{chains: chains, purpose: p}
 	b.from, b.until = s.lifetime(chains, p.lenient, now)
 	if keep && !spare(presented, chains) {
+		if anew {
+			v.issuers = s.above(leaf, presented[1:], b)
+		}
 		for _, c := range presented {
 			b.size += 4 * len(c.Raw)
 		}
