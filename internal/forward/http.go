@@ -370,6 +370,7 @@ func (x *Exchange) attempt(ask *asked, body Body, out []byte, rec *record.Reques
 	}
 	x.Watch.Main.Set(x.Watch.Clock, WritingTarget, pool.Idle)
 	var writeErr error
+	waited := false // for the answer
 	rec.SentTime = time.Since(rec.Start)
 	if target.Stream != nil {
 		trailers := x.passed(body.Trailers(), true)
@@ -379,11 +380,20 @@ func (x *Exchange) attempt(ask *asked, body Body, out []byte, rec *record.Reques
 		if refusal, ok := errors.AsType[*reason.Refusal](writeErr); ok && refusal.Reason == reason.HeaderTooLarge { // for this target; nothing was sent
 			return x.refuse(rec, refusal.Reason, refusal), done
 		}
+	} else if body.Done() && !target.Secure() {
+		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, x.patience(pool))
+		var n int
+		n, writeErr = target.Wire.Ask(out)
+		if waited = writeErr != nil || n == len(out); !waited { // the target is slow to take it
+			x.Watch.Main.Set(x.Watch.Clock, WritingTarget, pool.Idle)
+			_, writeErr = target.Write(out[n:])
+		}
 	} else {
 		_, writeErr = target.Write(out)
 	}
 	var pump *pump
 	switch {
+	case waited:
 	case writeErr != nil || body.Done():
 		x.Watch.Main.Set(x.Watch.Clock, AwaitTarget, x.patience(pool))
 	default:

@@ -6,12 +6,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sendMore writes what the system takes of p at once, to be sent with what follows. An error is told once: who asks again
-// hears EPIPE.
-func sendMore(fd uintptr, p []byte) (int, error) {
+// canSend says that send gives the system something.
+const canSend = true
+
+// send writes what the system takes of p at once; with more, to be sent with what follows. An error is told once: who asks
+// again hears EPIPE.
+func send(fd uintptr, p []byte, more bool) (int, error) {
+	flags := uintptr(unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL)
+	if more {
+		flags |= unix.MSG_MORE
+	}
 	for {
-		n, _, err := unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
-			unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		n, _, err := unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), flags, 0, 0)
 		switch err {
 		case 0:
 			return int(n), nil

@@ -50,7 +50,9 @@ type Conn struct {
 	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
 	peeked State
 
-	push    func(fd uintptr) bool // bound when it is first needed
+	push    func(fd uintptr) bool // bound when it is first needed, as ask
+	ask     func(fd uintptr) bool
+	asked   bool
 	pushing []byte
 	pushed  int
 	failed  error
@@ -141,7 +143,7 @@ func (s *Conn) Write(p []byte) (int, error) {
 // hold gives the system what it takes of p at once, to be sent with what follows.
 func (s *Conn) hold(p []byte) (n int, err error) {
 	if s.push == nil {
-		s.push = func(fd uintptr) bool { s.pushed, s.failed = sendMore(fd, s.pushing); return true }
+		s.push = func(fd uintptr) bool { s.pushed, s.failed = send(fd, s.pushing, true); return true }
 	}
 	s.pushing, s.pushed, s.failed = p, 0, nil
 	_ = s.raw.Write(s.push) // a deadline is for the next write to meet
@@ -150,6 +152,34 @@ func (s *Conn) hold(p []byte) (n int, err error) {
 		err = s.failure("write", s.failed)
 	}
 	return n, err
+}
+
+// Ask writes p and waits for what the peer says to it: until a read would find something, an error or the end included, or
+// until the read deadline has passed. A read that was made at once instead would find nothing and wait then. It does not wait
+// if the system does not take all of p, and returns how much that was: the rest is for Write. For who is reader and writer.
+func (s *Conn) Ask(p []byte) (int, error) {
+	if s.raw == nil || !canSend || s.Mute || s.More || s.Before != nil {
+		return s.Write(p)
+	}
+	if s.ask == nil {
+		// What says that there is something to read is heard from before the call on: an answer cannot come too early.
+		s.ask = func(fd uintptr) bool {
+			if s.asked {
+				return true
+			}
+			s.asked = true
+			s.pushed, s.failed = send(fd, s.pushing, false)
+			return s.pushed < len(s.pushing)
+		}
+	}
+	s.asked, s.pushing, s.pushed, s.failed = false, p, 0, nil
+	_ = s.raw.Read(s.ask) // a deadline, or that it is closed, is for the next call to meet
+	s.pushing = nil
+	s.Out += int64(s.pushed)
+	if s.failed != nil {
+		return s.pushed, s.failure("write", s.failed)
+	}
+	return s.pushed, nil
 }
 
 // failure is err as package net would tell it.

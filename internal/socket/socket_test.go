@@ -282,3 +282,119 @@ func TestMore(t *testing.T) {
 		expect(t, ends[1], "ticket")
 	})
 }
+
+// TestAsk: a question is written, and whoever asked goes on when there is an answer, an end or no more time.
+func TestAsk(t *testing.T) {
+	question := []byte("what?")
+	t.Run("answers, each at once", func(t *testing.T) {
+		client, raw := pair(t)
+		s := New(raw, false)
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				n, err := client.Read(buf)
+				if err != nil {
+					return
+				}
+				_, _ = client.Write(buf[:n])
+			}
+		}()
+		_ = s.SetDeadline(time.Now().Add(time.Minute)) // should an answer go unheard
+		buf := make([]byte, 64)
+		const times = 5000
+		for i := range times {
+			if n, err := s.Ask(question); n != len(question) || err != nil {
+				t.Fatalf("question %d: %d, %v", i, n, err)
+			}
+			if s.Peek() != Pending {
+				t.Fatalf("question %d: nothing to read", i)
+			}
+			if n, err := s.Read(buf); string(buf[:n]) != string(question) || err != nil {
+				t.Fatalf("answer %d: %q, %v", i, buf[:n], err)
+			}
+		}
+		if s.Out != int64(times*len(question)) || s.In != s.Out {
+			t.Errorf("%d bytes out and %d in were counted", s.Out, s.In)
+		}
+		if n := testing.AllocsPerRun(100, func() { _, _ = s.Ask(question); _, _ = s.Read(buf) }); n != 0 {
+			t.Errorf("it allocates %v objects", n)
+		}
+	})
+	t.Run("it does not go out whole", func(t *testing.T) {
+		_, raw := pair(t)
+		s := New(raw, false)
+		p := make([]byte, 64<<20)
+		if n, err := s.Ask(p); n <= 0 || n >= len(p) || err != nil || s.Out != int64(n) {
+			t.Errorf("%d of %d, %v, counted %d; expected a part", n, len(p), err, s.Out)
+		}
+		if n, err := s.Ask(question); n != 0 || err != nil {
+			t.Errorf("%d, %v when the system takes no more", n, err)
+		}
+	})
+	t.Run("the end in place of an answer", func(t *testing.T) {
+		client, raw := pair(t)
+		s := New(raw, false)
+		go func() {
+			_, _ = io.ReadFull(client, make([]byte, len(question)))
+			_ = client.CloseWrite()
+		}()
+		if n, err := s.Ask(question); n != len(question) || err != nil || s.Peek() != Ended {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	t.Run("a peer that has gone", func(t *testing.T) {
+		client, raw := pair(t)
+		s := New(raw, false)
+		_ = client.SetLinger(0)
+		client.Close()
+		eventually(t, Broken, s.Peek)
+		if n, err := s.Ask(question); n > 0 || !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	t.Run("no time is left", func(t *testing.T) {
+		_, raw := pair(t)
+		s := New(raw, false)
+		_ = s.SetDeadline(time.Unix(1, 0))
+		if n, err := s.Ask(question); n != 0 || err != nil {
+			t.Errorf("%d, %v; expected that the write tells", n, err)
+		}
+		if _, err := s.Write(question); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+	t.Run("time runs out", func(t *testing.T) {
+		_, raw := pair(t)
+		s := New(raw, false)
+		time.AfterFunc(20*time.Millisecond, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
+		if n, err := s.Ask(question); n != len(question) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+	t.Run("closed meanwhile", func(t *testing.T) {
+		_, raw := pair(t)
+		s := New(raw, false)
+		time.AfterFunc(20*time.Millisecond, func() { s.Close() })
+		if n, err := s.Ask(question); n != len(question) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if n, err := s.Ask(question); n != 0 || err != nil {
+			t.Errorf("closed: %d, %v", n, err)
+		}
+		if _, err := s.Write(question); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	t.Run("without a descriptor", func(t *testing.T) {
+		client, raw := pair(t)
+		if n, err := New(struct{ net.Conn }{raw}, false).Ask(question); n != len(question) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if _, err := io.ReadFull(client, make([]byte, len(question))); err != nil {
+			t.Error(err)
+		}
+	})
+}
