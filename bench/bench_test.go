@@ -778,6 +778,9 @@ func TestOtherCertificate(t *testing.T) {
 	if err := p.many(2); err != nil {
 		t.Fatal(err)
 	}
+	if n, err := p.recall(); n != 2*3 || err != nil { // certificate, key, and both in one
+		t.Errorf("%d files read, %v", n, err)
+	}
 	number, err := p.manyHost(1)
 	if err != nil {
 		t.Fatal(err)
@@ -786,6 +789,12 @@ func TestOtherCertificate(t *testing.T) {
 	pair, err := tls.LoadX509KeyPair(file, file)
 	if err != nil || pair.Leaf.SerialNumber.String() != number || pair.Leaf.VerifyHostname(manyName(1)) != nil {
 		t.Errorf("%v, %s is not the certificate %s", err, file, number)
+	}
+	if err := os.RemoveAll(filepath.Join(p.dir, "many-all")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.recall(); err == nil {
+		t.Error("files that are not there were read")
 	}
 	if _, err := p.foreign.Leaf.Verify(x509.VerifyOptions{Roots: p.pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err == nil {
 		t.Error("the foreign client verifies")

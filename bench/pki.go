@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -226,6 +227,25 @@ func (p *pki) many(n int) error {
 		_, err := p.manyHost(i)
 		return err
 	})
+}
+
+// recall reads what many wrote: a machine may have given the pages to others since (a virtual one to its host), and whoever
+// starts next would pay for the disk. It returns the number of files.
+func (p *pki) recall() (n int, err error) {
+	for _, sub := range []string{"many", "many-all"} {
+		err := filepath.WalkDir(filepath.Join(p.dir, sub), func(file string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			n++
+			_, err = os.ReadFile(file)
+			return err
+		})
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 func manyName(i int) string { return fmt.Sprintf("h%05d.many.test", i) }

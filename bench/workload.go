@@ -331,6 +331,9 @@ func (b *bench) weigh(ctx context.Context, i *instance, open asker) (float64, er
 // many is how long a target takes to start with many hosts, and to load them again after one certificate changed. It is
 // ready when the last host is served with a certificate of its own.
 func many(ctx context.Context, b *bench, t *target) ([]float64, error) {
+	if _, err := b.pki.recall(); err != nil {
+		return nil, err
+	}
 	i, err := b.run(t, "many")
 	if err != nil {
 		return nil, err
