@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"countersign/internal/daemon"
 	"countersign/internal/journal"
+	"countersign/internal/reason"
 )
 
 func journalCommand() *cobra.Command {
@@ -65,6 +67,9 @@ func journalCommand() *cobra.Command {
 					return err
 				}
 			}
+			if len(list) == 0 && !known(q.Reason) {
+				fmt.Fprintf(c.ErrOrStderr(), "countersign: no reason has the code %q; countersign reasons lists those there are\n", q.Reason)
+			}
 			if next != 0 {
 				fmt.Fprintf(c.ErrOrStderr(), "there is more: --before %d\n", next)
 			}
@@ -87,6 +92,14 @@ func journalCommand() *cobra.Command {
 	f.IntVarP(&q.Limit, "limit", "n", 50, "`number` of entries")
 	f.BoolVar(&asJSON, "json", false, "print lines of JSON")
 	return c
+}
+
+// known reports whether a reason has the code, or begins like it where that ends in *. Empty is any.
+func known(code string) bool {
+	begin, several := strings.CutSuffix(code, "*")
+	return code == "" || slices.ContainsFunc(reason.All(), func(r reason.Reason) bool {
+		return r.String() == code || several && strings.HasPrefix(r.String(), begin)
+	})
 }
 
 // tellUnread says that rows were left out.

@@ -143,6 +143,12 @@ func TestJournalCommands(t *testing.T) {
 			t.Errorf("no %s among %s", want, out)
 		}
 	}
+	for code, hint := range map[string]bool{"client_cert_revokd": true, "revoked*": true, "upstream_busy": false, "client_*": false} {
+		_, errout, err := ask(journalCommand(), "-c", conf, "--reason", code, "--sni", "nobody.test")
+		if err != nil || strings.Contains(errout, fmt.Sprintf("no reason has the code %q", code)) != hint {
+			t.Errorf("--reason %s: %v, %q", code, err, errout)
+		}
+	}
 	story := func(args ...string) string {
 		t.Helper()
 		out, errout, err := ask(explainCommand(), append([]string{"-c", conf}, args...)...)
