@@ -56,7 +56,9 @@ func (w *Watcher) follow(poll bool) {
 		w.unwatch(dir)
 	}
 	// What changes between looking at the way and having the watch goes unheard; so look again after watching more.
+	all := true
 	for range 4 {
+		all = true
 		names := places{entries: make(entries, len(w.dirs)), cache: make(map[string]step), folders: make(map[string]ending)}
 		for _, f := range w.files {
 			names.way(f)
@@ -70,7 +72,8 @@ func (w *Watcher) follow(poll bool) {
 		for dir := range names.entries {
 			id, err := identify(dir)
 			if err != nil {
-				continue // gone meanwhile
+				all = false // gone meanwhile
+				continue
 			}
 			if have, ok := w.dirs[dir]; ok && have == id {
 				continue
@@ -97,7 +100,7 @@ func (w *Watcher) follow(poll bool) {
 		w.unavailable(failed)
 		return
 	}
-	w.all = true
+	w.all = all
 	w.mu.Lock()
 	w.clear(NoEvents)
 	w.mu.Unlock()

@@ -85,7 +85,7 @@ func (w *Watcher) step() (next time.Time) {
 	w.mu.Unlock()
 
 	changed := false
-	if poll || w.moved || !w.all || w.burst.wide || w.replaced(named) {
+	if poll || w.moved || !w.all || w.burst.wide || w.replaced(named) || w.elsewhere() {
 		w.moved = false
 		w.follow(poll)
 		for _, f := range w.files {
@@ -93,7 +93,7 @@ func (w *Watcher) step() (next time.Time) {
 		}
 	} else { // every way is as it was, and there may be tens of thousands of files
 		for _, f := range w.files {
-			if _, is := named[f]; is || w.unsettled(f) {
+			if _, is := named[f]; is || f.folder || w.unsettled(f) {
 				changed = w.read(f, false) || changed
 			}
 		}
@@ -130,6 +130,17 @@ func (w *Watcher) step() (next time.Time) {
 func (w *Watcher) replaced(named map[*file]string) bool {
 	for f, real := range named {
 		if w.files[f.path] == f && !regular(real) {
+			return true
+		}
+	}
+	return false
+}
+
+// elsewhere reports whether a path of a watched directory leads to another one now, because one further up was replaced: no
+// event tells that.
+func (w *Watcher) elsewhere() bool {
+	for dir, have := range w.dirs {
+		if id, err := identify(dir); err != nil || id != have {
 			return true
 		}
 	}

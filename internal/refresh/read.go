@@ -21,6 +21,7 @@ type file struct {
 	stamp   stamp
 	sure    bool // the same stamp means the same content
 	known   bool
+	folder  bool   // of which the names count, and events name others
 	sum     Sum    // zero if it cannot be read
 	problem string // why it cannot be used
 }
@@ -53,7 +54,7 @@ func (r *reader) read(f *file, verify bool) bool {
 		f.sure = false
 		return f.put(Sum{}, cause(err))
 	}
-	if st.IsDir() {
+	if f.folder = st.IsDir(); f.folder {
 		entries, err := os.ReadDir(f.path)
 		if err != nil {
 			return f.put(Sum{}, cause(err))

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"countersign/internal/snapshot"
 )
 
 const quiet = 10 * time.Millisecond
@@ -952,6 +954,56 @@ func TestNamedFile(t *testing.T) {
 	if got := w.looks - before; got != n+1 {
 		t.Errorf("without events: %d looks at files; want %d", got, n+1)
 	}
+}
+
+// TestBesideNamedFile: a look at the file that an event names finds what no event tells: another file in a folder of which
+// the names count, so that half of what is copied into it does not settle, and a folder further up that was replaced.
+func TestBesideNamedFile(t *testing.T) {
+	d := &world{T: t, dir: t.TempDir()}
+	for _, dir := range []string{"folder", "up/deep", "next/deep"} {
+		d.mkdir(dir)
+		d.write(dir+"/z", dir)
+	}
+	d.write("f", "old")
+	text := func(s string) Sum { return sha256.Sum256([]byte(s)) }
+	names := func() Sum {
+		entries, err := os.ReadDir(d.path("folder"))
+		d.check(err)
+		return snapshot.FolderSum(entries)
+	}
+	d.w = &Watcher{c: Config{Quiet: time.Hour, Poll: time.Hour, Log: slog.New(slog.DiscardHandler)},
+		poke: make(chan struct{}, 1), conds: make(map[string]Condition), named: make(map[*file]string), lost: make(map[string]bool), look: newLook()}
+	t.Cleanup(d.w.unfollow)
+	d.w.Loaded(map[string]Sum{d.path("f"): text("old"), d.path("folder"): names(), d.path("up/deep/z"): text("up/deep")})
+	d.w.step()
+	look := func() {
+		t.Helper()
+		d.put("f", "new")
+		f := d.w.files[d.path("f")]
+		d.until("the event is heard", func() bool {
+			d.w.mu.Lock()
+			defer d.w.mu.Unlock()
+			return d.w.named[f] != ""
+		})
+		d.w.step()
+	}
+	d.write("folder/other", "")
+	look()
+	if d.w.files[d.path("folder")].sum != names() {
+		t.Error("another file in a folder is not seen")
+	}
+	d.rename("up", "before")
+	d.rename("next", "up")
+	look()
+	if d.w.files[d.path("up/deep/z")].sum != text("next/deep") {
+		t.Error("a folder that was replaced is not seen")
+	}
+	d.put("up/deep/z", "newest")
+	d.until("what is in it now is followed", func() bool {
+		d.w.mu.Lock()
+		defer d.w.mu.Unlock()
+		return d.w.named[d.w.files[d.path("up/deep/z")]] != ""
+	})
 }
 
 // TestOvertaken: a reload that was not made, because another load came first, counts as none: what that one has seen is not

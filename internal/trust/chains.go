@@ -201,8 +201,9 @@ func spare(presented []*x509.Certificate, chains [][]*x509.Certificate) bool {
 	})
 }
 
-// lifetime bounds the time for which chains, built at now, are all the chains there are: until one of their issuers
-// expires, an anchor that may be another issuer becomes valid, or a leniency ends. The leaf's own dates are asked each time.
+// lifetime bounds the time, both ends included, for which chains, built at now, are all the chains there are: until one of
+// their issuers expires, before an anchor that may be another issuer becomes valid, or a leniency ends, and, should the clock
+// go back, after such an anchor has expired. The leaf's own dates are asked each time.
 func (s *Store) lifetime(chains [][]*x509.Certificate, lenient Leniency, now time.Time) (from, until time.Time) {
 	from, until = now.Add(-clockSkew), now.Add(24*time.Hour)
 	for _, chain := range chains {
@@ -216,14 +217,17 @@ func (s *Store) lifetime(chains [][]*x509.Certificate, lenient Leniency, now tim
 		}
 		for _, c := range chain {
 			for _, a := range s.bySubject[string(c.RawIssuer)] {
-				if now.Before(a.NotBefore) && a.NotBefore.Before(until) {
-					until = a.NotBefore
+				if now.Before(a.NotBefore) && !a.NotBefore.After(until) {
+					until = a.NotBefore.Add(-1)
+				}
+				if now.After(a.NotAfter) && !a.NotAfter.Before(from) {
+					from = a.NotAfter.Add(1)
 				}
 			}
 		}
 	}
-	if lenient == LenientServerAuth && s.opts.EKUUntil.Before(until) {
-		until = s.opts.EKUUntil
+	if lenient == LenientServerAuth && !s.opts.EKUUntil.After(until) {
+		until = s.opts.EKUUntil.Add(-1)
 	}
 	return from, until
 }

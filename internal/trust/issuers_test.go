@@ -2,6 +2,7 @@ package trust
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -96,7 +97,9 @@ func TestIssuers(t *testing.T) {
 		{name: "B01/purpose that its issuer lacks", opts: custom, first: onlyOne.Client("a", oids(one)...).Presented(),
 			then: onlyOne.Client("b", oids(two)...).Presented(), want: reason.ClientCertEKU},
 		{name: "purpose that its issuer has, beside another", opts: custom, first: onlyOne.Client("a", oids(one)...).Presented(),
-			then: onlyOne.Client("b", oids(two, one)...).Presented(), used: true},
+			then: onlyOne.Client("b", oids(two, one)...).Presented()},
+		{name: "the same purpose", opts: custom, first: onlyOne.Client("a", oids(one)...).Presented(),
+			then: onlyOne.Client("b", oids(one)...).Presented(), used: true},
 		{name: "B14/unknown critical extension", first: inter.Client("a").Presented(), then: inter.Client("b", testpki.UnknownCritical()).Presented(), want: reason.ClientCertInvalid},
 		{name: "B13/policy that it demands", first: inter.Client("a").Presented(), then: inter.Client("b", explicit).Presented(), want: reason.ClientCertConstraint},
 		{name: "B13/policies mapped above it", first: mapping.Client("a").Presented(), then: mapping.Client("b").Presented()},
@@ -141,9 +144,9 @@ func TestIssuers(t *testing.T) {
 				t.Fatalf("without memory: accepted=%t %v; want %v", want.Accepted, want.Err(), c.want)
 			}
 			same(t, got, want)
-			k := s.opts.Chains.issuers.find(s.issuersKey(c.then[0], c.then[1:]), maxIssuers, c.at)
 			p, f := s.leaf(c.then[0], x509.ExtKeyUsageClientAuth, c.at)
-			if used := f == nil && s.below(k, c.then[0], p) != nil; used != c.used {
+			k := s.opts.Chains.issuers.find(s.issuersKey(c.then[0], c.then[1:], p), maxIssuers, c.at)
+			if used := f == nil && below(k, c.then[0]) != nil; used != c.used {
 				t.Errorf("memory of its issuers used: %t", used)
 			}
 			if s.Remember(&got); got.Accepted && c.used {
@@ -175,6 +178,56 @@ func TestIssuers(t *testing.T) {
 			t.Error("the path that is left was not taken from memory")
 		}
 		refused(t, both(root.CRL(inter), other.CRL(cross)).Verify(with(inter.Client("c"), cross), now), reason.ClientIssuerRevoked, 1)
+	})
+	t.Run("another purpose may have other issuers", func(t *testing.T) {
+		server := testpki.EKU(x509.ExtKeyUsageServerAuth)
+		twin := testpki.New(t, testpki.Like(root), server)
+		deny, err := NewDenyList([]DenyEntry{{Certificate: fmt.Sprintf("%x", sha256.Sum256(root.Cert.Raw))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts := Options{EKU: EKUAllowServerAuth, EKUUntil: now.Add(time.Hour), Chains: NewChains(100)}
+		s := store(t, opts, root, twin)
+		v := s.Verify(root.Client("a").Presented(), now) // through root alone
+		accepted(t, v)
+		s.Remember(&v)
+		opts.Deny = deny
+		accepted(t, store(t, opts, root, twin).Verify(root.Client("b", server).Presented(), now))
+	})
+	t.Run("loops of a leaf with the key of its CA", func(t *testing.T) {
+		self := inter.Intermediate("Inter", testpki.Like(inter)) // as a renewal of itself
+		s := store(t, Options{MaxDepth: 99, Chains: NewChains(100)}, root)
+		odd := inter.Client("a", testpki.RawSubject(inter.Cert.RawSubject), testpki.KeyOf(inter), testpki.DNS("a.test"))
+		if v := s.Verify(as(odd, inter, self), now); !v.Accepted || v.issuers != nil {
+			t.Errorf("accepted %t, its issuers to be remembered: %t", v.Accepted, v.issuers != nil)
+		}
+	})
+	t.Run("one certificate twice makes no more sets", func(t *testing.T) {
+		s := store(t, Options{MaxPresented: 10, Chains: NewChains(100)}, root)
+		a := inter.Client("a")
+		for name, all := range map[string][]*x509.Certificate{"issuer": as(a, inter, inter), "leaf": as(a, a, inter)} {
+			if v := s.Verify(all, now); !v.Accepted || v.built == nil || v.issuers != nil {
+				t.Errorf("%s: accepted %t, remembered %t, its issuers %t", name, v.Accepted, v.built != nil, v.issuers != nil)
+			}
+		}
+	})
+	t.Run("the leaf they came with is not kept", func(t *testing.T) {
+		s := store(t, Options{Chains: NewChains(100)}, root)
+		v := s.Verify(root.Client("a").Presented(), now)
+		if chain := v.issuers.above.chains[0]; cap(chain) != len(chain) || &chain[0] == &v.built.chains[0][1] || v.issuers.above.size == 0 {
+			t.Errorf("%d of %d certificates, %d bytes", len(chain), cap(chain), v.issuers.above.size)
+		}
+	})
+	t.Run("A33/the clock goes back to before an anchor expired", func(t *testing.T) {
+		late := testpki.New(t, testpki.Like(root), testpki.NotAfter(now.Add(-time.Minute)))
+		chains := NewChains(100)
+		s, plain := store(t, Options{Chains: chains}, root, late), store(t, Options{}, root, late)
+		v := s.Verify(root.Client("a").Presented(), now)
+		s.Remember(&v)
+		b := root.Client("b").Presented()
+		if got, want := s.Verify(b, now.Add(-2*time.Minute)), plain.Verify(b, now.Add(-2*time.Minute)); len(got.believed.chains) != 2 || len(want.believed.chains) != 2 {
+			t.Errorf("%d chains; without memory %d", len(got.believed.chains), len(want.believed.chains))
+		}
 	})
 	t.Run("bounded", func(t *testing.T) {
 		s := store(t, Options{Chains: NewChains(100)}, root)
