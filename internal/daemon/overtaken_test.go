@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"countersign/internal/certs"
@@ -61,7 +62,7 @@ func TestSignaturesRest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	m := &Main{log: slog.New(slog.DiscardHandler), book: record.NewBook(io.Discard), signatures: signatures{stop: make(chan struct{})}}
+	m := &Main{log: slog.New(slog.DiscardHandler), book: record.NewBook(io.Discard)}
 	m.front = frontend.New(frontend.Config{Book: m.book, Log: m.log})
 	defer m.book.Close()
 	defer m.front.Drain(canceled())
@@ -70,17 +71,19 @@ func TestSignaturesRest(t *testing.T) {
 		defer m.signatures.mu.Unlock()
 		return len(m.signatures.wrong)
 	}
-	m.signatures.busy.Store(true)
-	m.checkSignatures(list)
-	time.Sleep(200 * time.Millisecond)
-	if n := found(); n > 1 { // the one under way
-		t.Errorf("%d checked during a load", n)
-	}
-	m.signatures.busy.Store(false)
-	for end := time.Now().Add(time.Minute); found() < len(list); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d of %d checked after it", found(), len(list))
+	synctest.Test(t, func(t *testing.T) {
+		m.signatures.stop = make(chan struct{})
+		m.signatures.busy.Store(true)
+		m.checkSignatures(list)
+		time.Sleep(time.Second)
+		if n := found(); n != 1 { // the one under way
+			t.Errorf("%d checked during a load", n)
 		}
-	}
-	m.signatures.close()
+		m.signatures.busy.Store(false)
+		time.Sleep(time.Second)
+		if n := found(); n != len(list) {
+			t.Errorf("%d of %d checked after it", n, len(list))
+		}
+		m.signatures.close()
+	})
 }

@@ -57,14 +57,14 @@ func (m *Main) checkSignatures(list []snapshot.Unchecked) {
 				}
 				s.found(list[i], err)
 			}
-			for rest := 9 * time.Since(start); rest > 0; {
+			for rest := 9 * time.Since(start); ; rest = 20 * time.Millisecond {
 				select {
 				case <-time.After(rest):
 				case <-s.stop:
 					return
 				}
-				if rest = 0; s.busy.Load() {
-					rest = 20 * time.Millisecond
+				if !s.busy.Load() {
+					break
 				}
 			}
 		}

@@ -56,7 +56,7 @@ func (w *Watcher) follow(poll bool) {
 		w.unwatch(dir)
 	}
 	// What changes between looking at the way and having the watch goes unheard; so look again after watching more.
-	all := true
+	var all bool
 	for range 4 {
 		all = true
 		names := places{entries: make(entries, len(w.dirs)), cache: make(map[string]step), folders: make(map[string]ending)}

@@ -1044,7 +1044,6 @@ func TestOvertaken(t *testing.T) {
 			d.pair("two")
 			d.until("asked", func() bool { return d.triesNow() > 0 })
 			d.until("in force", func() bool { return strings.HasSuffix(d.inForce(), "two|two") })
-			time.Sleep(300 * time.Millisecond)
 			d.settle()
 			if loads != c.loads {
 				t.Errorf("loaded %d times, want %d", loads, c.loads)

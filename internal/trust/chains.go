@@ -17,13 +17,14 @@ import (
 // One Chains serves all stores: what a chain was built with (anchors and purposes) is part of its key, revocation lists
 // are not. Any number of goroutines may use it.
 type Chains struct {
-	shards   [chainShards]shard
-	perShard int
-	issuers  shard // chains without their leaves
+	shards  [chainShards]shard
+	issuers shard // chains without their leaves
 }
 
 // shard is a part of what is remembered, in two generations.
 type shard struct {
+	most int // sets in a generation
+
 	mu         sync.Mutex
 	young, old map[chainKey]*believed
 	size       int // of young, in bytes
@@ -64,7 +65,11 @@ func (b *believed) covers(now time.Time) bool { return !now.Before(b.from) && !n
 
 // NewChains makes a memory of at most about max sets of certificates, fewer if they are large: about 80 MiB in all at most.
 func NewChains(max int) *Chains {
-	return &Chains{perShard: (max + 2*chainShards - 1) / (2 * chainShards)}
+	m := &Chains{issuers: shard{most: maxIssuers}}
+	for i := range m.shards {
+		m.shards[i].most = (max + 2*chainShards - 1) / (2 * chainShards)
+	}
+	return m
 }
 
 // key names what was presented to a store. Lengths are part of it, so that certificates cannot be cut differently.
@@ -86,10 +91,10 @@ func (m *Chains) find(k chainKey, now time.Time) *believed {
 	if m == nil {
 		return nil
 	}
-	return m.shards[k[0]%chainShards].find(k, m.perShard, now)
+	return m.shards[k[0]%chainShards].find(k, now)
 }
 
-func (s *shard) find(k chainKey, most int, now time.Time) *believed {
+func (s *shard) find(k chainKey, now time.Time) *believed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, ok := s.young[k]
@@ -98,7 +103,7 @@ func (s *shard) find(k chainKey, most int, now time.Time) *believed {
 			s.misses++
 			return nil
 		}
-		s.keep(k, most, b) // in use, so it outlives the generation
+		s.keep(k, b) // in use, so it outlives the generation
 	}
 	if !b.covers(now) {
 		s.misses++
@@ -125,11 +130,11 @@ func (m *Chains) Counts() (hits, misses uint64) {
 }
 
 // keep needs the lock.
-func (s *shard) keep(k chainKey, most int, b *believed) {
+func (s *shard) keep(k chainKey, b *believed) {
 	if _, there := s.young[k]; there {
 		return
 	}
-	if len(s.young) >= most || s.size+b.size > maxShardBytes || s.young == nil {
+	if len(s.young) >= s.most || s.size+b.size > maxShardBytes || s.young == nil {
 		s.old, s.young, s.size = s.young, make(map[chainKey]*believed), 0
 	}
 	s.young[k] = b
@@ -160,15 +165,16 @@ func (s *Store) Remember(v *Verdict) {
 		return
 	}
 	m := s.opts.Chains
-	remember := func(s *shard, k chainKey, most int, b *believed) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.keep(k, most, b)
-	}
-	remember(&m.shards[v.key[0]%chainShards], v.key, m.perShard, v.built)
+	m.shards[v.key[0]%chainShards].remember(v.key, v.built)
 	if v.issuers != nil {
-		remember(&m.issuers, v.issuers.key, maxIssuers, v.issuers.above)
+		m.issuers.remember(v.issuers.key, v.issuers.above)
 	}
+}
+
+func (s *shard) remember(k chainKey, b *believed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep(k, b)
 }
 
 // Kept returns what Keep was last given for the very chain that v has, nil for nothing. It is remembered as long as the

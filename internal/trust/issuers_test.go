@@ -145,7 +145,7 @@ func TestIssuers(t *testing.T) {
 			}
 			same(t, got, want)
 			p, f := s.leaf(c.then[0], x509.ExtKeyUsageClientAuth, c.at)
-			k := s.opts.Chains.issuers.find(s.issuersKey(c.then[0], c.then[1:], p), maxIssuers, c.at)
+			k := s.opts.Chains.issuers.find(s.issuersKey(c.then[0], c.then[1:], p), c.at)
 			if used := f == nil && below(k, c.then[0]) != nil; used != c.used {
 				t.Errorf("memory of its issuers used: %t", used)
 			}

@@ -96,7 +96,7 @@ func (s *Store) believe(presented []*x509.Certificate, use x509.ExtKeyUsage, dns
 	}
 	var chains [][]*x509.Certificate
 	if keep {
-		chains = below(s.opts.Chains.issuers.find(s.issuersKey(leaf, presented[1:], p), maxIssuers, now), leaf)
+		chains = below(s.opts.Chains.issuers.find(s.issuersKey(leaf, presented[1:], p), now), leaf)
 	}
 	anew := chains == nil
 	if anew {
