@@ -3,8 +3,11 @@
 package socket
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -50,14 +53,24 @@ type Conn struct {
 	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
 	peeked State
 
-	push    func(fd uintptr) bool // bound when it is first needed, as ask
-	ask     func(fd uintptr) bool
-	asked   bool
-	pushing []byte
-	pushed  int
-	failed  error
-	count   func(fd uintptr) // bound at the first call of HasArrived
-	counted int              // of them at least so many are still there
+	steps bool    // see InSteps
+	ahead *[]byte // what was read and is still to be handed over is (*ahead)[from:to]; nil for nothing
+	from  int
+	to    int
+
+	push     func(fd uintptr) bool // bound when it is first needed, as ask
+	ask      func(fd uintptr) bool
+	asked    bool
+	pushing  []byte
+	pushed   int
+	failed   error
+	receive  func(fd uintptr) bool // bound when it is first needed
+	pool     *sync.Pool
+	into     *[]byte
+	received int
+	unread   error
+	count    func(fd uintptr) // bound at the first call of HasArrived
+	counted  int              // of them at least so many are still there
 }
 
 // New wraps c. records says that the bytes read are TLS records and that their boundaries are to be followed.
@@ -97,18 +110,114 @@ func (s *Conn) Read(p []byte) (int, error) {
 		s.Before()
 	}
 	n, err := 0, error(nil)
+	if s.steps || s.ahead != nil {
+		n, err = s.step(p)
+	} else {
+		n, err = s.take(p)
+	}
+	s.note(p[:n])
+	return n, err
+}
+
+// take reads from the connection what there is.
+func (s *Conn) take(p []byte) (n int, err error) {
 	if s.held {
 		n, err = s.readOrPush(p)
 	}
 	if n == 0 && err == nil {
 		n, err = s.Conn.Read(p)
 	}
+	return n, err
+}
+
+// note counts what was read.
+func (s *Conn) note(p []byte) {
+	n := len(p)
 	s.In += int64(n)
 	s.counted = max(s.counted-n, 0)
 	if s.track {
-		s.follow(p[:n])
+		s.follow(p)
+	}
+}
+
+// aheads hold what has come with a record and belongs to later ones.
+var aheads = sync.Pool{New: func() any { b := make([]byte, 4<<10); return &b }}
+
+// InSteps has Read hand over at most what is left of one TLS record, or of its header, so that whoever reads record by record
+// takes nothing of the next. What came with it is here for later reads, in steps or not. For the reader of a connection that
+// follows records.
+func (s *Conn) InSteps(on bool) { s.steps = on }
+
+// step reads, ahead of what is asked for, and hands over what belongs to the record at hand, or all if not in steps.
+func (s *Conn) step(p []byte) (n int, err error) {
+	if s.ahead == nil {
+		s.ahead, s.from, s.to = aheads.Get().(*[]byte), 0, 0
+	}
+	if s.from == s.to {
+		s.from = 0
+		s.to, err = s.take(*s.ahead)
+	}
+	if limit := s.left; s.steps {
+		if limit == 0 {
+			limit = len(s.header) - int(s.have)
+		}
+		p = p[:min(len(p), limit)]
+	}
+	n = copy(p, (*s.ahead)[s.from:s.to])
+	if s.from += n; s.from == s.to {
+		aheads.Put(s.ahead)
+		s.ahead = nil
 	}
 	return n, err
+}
+
+// Receive reads what has arrived, up to the size of a buffer, which it takes from pool only when there is something: whoever
+// waits in it holds none. The buffer is nil with an error. For the reader, when it has no use for what Before and the Mutes do.
+func (s *Conn) Receive(pool *sync.Pool) (buf *[]byte, n int, err error) {
+	if s.raw == nil || s.held || s.ahead != nil {
+		buf = pool.Get().(*[]byte)
+		if s.raw == nil || s.ahead != nil {
+			n, err = s.Read(*buf)
+		} else {
+			n, err = s.readOrPush(*buf)
+			s.note((*buf)[:n])
+		}
+		if n > 0 {
+			return buf, n, nil // an error comes again
+		}
+		if pool.Put(buf); err != nil || s.raw == nil {
+			return nil, 0, err
+		}
+	}
+	if s.receive == nil {
+		s.receive = func(fd uintptr) bool {
+			b := s.pool.Get().(*[]byte)
+			for {
+				if s.received, s.unread = unix.Read(int(fd), *b); s.unread != unix.EINTR {
+					break
+				}
+			}
+			if s.received > 0 {
+				s.into = b
+				return true
+			}
+			s.pool.Put(b)
+			return s.unread != unix.EAGAIN
+		}
+	}
+	s.pool, s.into, s.received, s.unread = pool, nil, 0, nil
+	err = s.raw.Read(s.receive)
+	buf, s.into = s.into, nil
+	switch {
+	case buf != nil:
+		s.note((*buf)[:s.received])
+		return buf, s.received, nil
+	case err != nil:
+		return nil, 0, err
+	case s.unread != nil:
+		return nil, 0, s.failure("read", s.unread)
+	}
+	return nil, 0, io.EOF
 }
 
 // Write writes to the connection.
@@ -231,6 +340,14 @@ func (s *Conn) Probe(read func([]byte) (int, error)) bool {
 	s.probing = false
 	_, blocked := err.(wouldBlock)
 	return n > 0 || !blocked
+}
+
+// Control calls f with the descriptor, if there is one (syscall.RawConn).
+func (s *Conn) Control(f func(fd uintptr)) error {
+	if s.raw == nil {
+		return errors.ErrUnsupported
+	}
+	return s.raw.Control(f)
 }
 
 // HasDescriptor reports whether Peek can tell anything.

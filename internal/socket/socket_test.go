@@ -1,11 +1,13 @@
 package socket
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -395,6 +397,152 @@ func TestAsk(t *testing.T) {
 		}
 		if _, err := io.ReadFull(client, make([]byte, len(question))); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestInSteps: whoever reads record by record takes nothing of the next one, and nothing is lost behind it.
+func TestInSteps(t *testing.T) {
+	record := func(n int) []byte {
+		return append([]byte{applicationData, 3, 3, byte(n >> 8), byte(n)}, bytes.Repeat([]byte{byte(n)}, n)...)
+	}
+	var sent []byte
+	for _, n := range []int{1, 100, 0, 5000, 7} {
+		sent = append(sent, record(n)...)
+	}
+	client, raw := pair(t)
+	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
+	s := New(raw, true)
+	s.InSteps(true)
+	_, _ = client.Write(sent)
+	var got []byte
+	buf := make([]byte, 8<<10)
+	for s.Records < 3 || !s.Whole() {
+		n, err := s.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, buf[:n]...)
+		if n > 5 && n != 100 {
+			t.Errorf("%d bytes at once", n)
+		}
+	}
+	if len(got) != 5+1+5+100+5 || s.In != int64(len(got)) {
+		t.Fatalf("%d bytes, %d counted", len(got), s.In)
+	}
+	if s.ahead == nil {
+		t.Fatal("nothing came with it, so nothing is tested")
+	}
+	s.InSteps(false)
+	for len(got) < len(sent) {
+		n, err := s.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, buf[:n]...)
+	}
+	if !bytes.Equal(got, sent) || s.Records != 5 || s.In != int64(len(sent)) || s.ahead != nil {
+		t.Errorf("%d bytes of %d, %d records, %d counted", len(got), len(sent), s.Records, s.In)
+	}
+	_ = client.CloseWrite()
+	if n, err := s.Read(buf); n > 0 || err != io.EOF {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// TestReceive: what comes is in a buffer that whoever waits does not hold.
+func TestReceive(t *testing.T) {
+	const size = 1000
+	out := 0
+	pool := &sync.Pool{New: func() any { out++; b := make([]byte, size); return &b }}
+	next := func(t *testing.T, s *Conn, want string) {
+		t.Helper()
+		buf, n, err := s.Receive(pool)
+		if err != nil || string((*buf)[:n]) != want {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+	t.Run("waits", func(t *testing.T) {
+		client, raw := pair(t)
+		_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
+		s := New(raw, true)
+		got := make(chan string, 1)
+		go func() {
+			buf, n, err := s.Receive(pool)
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			got <- string((*buf)[:n])
+		}()
+		time.Sleep(10 * time.Millisecond)
+		_, _ = client.Write([]byte("\x17\x03\x03\x00\x01x"))
+		if text := <-got; text != "\x17\x03\x03\x00\x01x" || s.In != 6 || s.Records != 1 || !s.Whole() {
+			t.Errorf("%q, %d bytes, %d records", text, s.In, s.Records)
+		}
+	})
+	t.Run("ends", func(t *testing.T) {
+		client, raw := pair(t)
+		s := New(raw, false)
+		_ = client.CloseWrite()
+		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || err != io.EOF {
+			t.Errorf("%d, %v", n, err)
+		}
+		client, raw = pair(t)
+		s = New(raw, false)
+		_ = client.SetLinger(0)
+		client.Close()
+		time.Sleep(20 * time.Millisecond) // Peek would take the error
+		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%d, %v", n, err)
+		}
+		_, raw = pair(t)
+		s = New(raw, false)
+		_ = s.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%d, %v", n, err)
+		}
+		s.Close()
+		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	t.Run("what was read ahead comes first", func(t *testing.T) {
+		client, raw := pair(t)
+		s := New(raw, true)
+		s.InSteps(true)
+		_, _ = client.Write([]byte("\x17\x03\x03\x00\x01x\x17\x03\x03\x00\x01y"))
+		if _, err := io.ReadFull(s, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		s.InSteps(false)
+		next(t, s, "\x17\x03\x03\x00\x01y")
+		_, _ = client.Write([]byte("\x17\x03\x03\x00\x01z"))
+		next(t, s, "\x17\x03\x03\x00\x01z")
+	})
+	t.Run("what is held back goes when nothing is there", func(t *testing.T) {
+		s, peer := open(t)
+		start := time.Now()
+		for range 50 { // the system would let go of each after 0.2 s
+			say(t, s, "ticket")
+			go func() {
+				_, _ = io.ReadFull(peer, make([]byte, 6))
+				_, _ = peer.Write([]byte("x"))
+			}()
+			next(t, s, "x")
+		}
+		if d := time.Since(start); d > 8*time.Second {
+			t.Error("50 times took", d)
+		}
+	})
+	t.Run("without a descriptor", func(t *testing.T) {
+		client, raw := pair(t)
+		_, _ = client.Write([]byte("x"))
+		s := New(struct{ net.Conn }{raw}, false)
+		next(t, s, "x")
+		_ = client.CloseWrite()
+		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || err != io.EOF {
+			t.Errorf("%d, %v", n, err)
 		}
 	})
 }
