@@ -13,7 +13,7 @@ import (
 
 // guarded are the packages in which no goroutine may end the program by a panic (F16). Go recovers handlers of net/http
 // and nothing else.
-var guarded = []string{"frontend", "forward", "upstream", "h2", "refresh", "record", "limit", "journal", "control", "tracing/otlp", "top", "daemon"}
+var guarded = []string{"frontend", "eventloop", "forward", "upstream", "h2", "refresh", "record", "limit", "journal", "control", "tracing/otlp", "top", "daemon"}
 
 // unguarded are roots of goroutines that need no recover, as package.function-that-starts-them:what-they-run, and why.
 var unguarded = map[string]string{
@@ -21,7 +21,8 @@ var unguarded = map[string]string{
 	"refresh.Watch:run":     "waits; what it does is in step, which is guarded",
 	"daemon.settle:func":    "http.Server.Serve: the loop of net/http, which recovers what handlers do",
 	"frontend.Apply:accept": "takes connections and waits; what it does with one is in admit, which is guarded",
-	"frontend.admit:work":   "calls serve, which defers end, which recovers; the test cannot tell it from others of that name",
+	"eventloop.Open:run":    "waits; what it wakes is in wake, which is guarded",
+	"frontend.hand:work":    "calls serve, which defers end, which recovers; the test cannot tell it from others of that name",
 	"record.connect:listen": "reads a connection until its end, and does nothing with what it reads",
 }
 

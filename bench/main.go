@@ -198,11 +198,19 @@ func folder(out, keep string, start time.Time, partial bool) string {
 // newRandom draws the orders of targets, the same in each run.
 func newRandom() *rand.Rand { return rand.New(rand.NewPCG(6, 7)) }
 
+// experiment is ours with experimental.event_loop, a target for who names it.
+const experiment = "countersign-event-loop"
+
 // find sets the targets: ours, and the peers there are, or those of both that are wanted by name.
 func (b *bench) find(ctx context.Context, r *report, mine *target, names string, fast bool, cores int) error {
 	wanted := strings.Split(names, ",")
 	found, missing := peers(ctx)
 	b.targets, r.Missing = append([]*target{mine}, found...), missing
+	if slices.Contains(wanted, experiment) {
+		t := *mine
+		t.Name, t.eventLoop = experiment, true
+		b.targets = append(b.targets, &t)
+	}
 	// None is built that nobody named.
 	found, missing = b.goTargets(ctx, func(kind string) bool {
 		return names == "" || slices.ContainsFunc(wanted, func(name string) bool { return strings.HasPrefix(name, kind) })

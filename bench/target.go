@@ -42,6 +42,8 @@ type target struct {
 	env    []string
 	// main says that it runs the main workloads only; h2Directive that nginx knows http2 on; profiled that the agent is in it.
 	main, h2Directive, profiled bool
+	// eventLoop is for the experiment of that name.
+	eventLoop bool
 }
 
 // instance is a running target.
@@ -69,6 +71,7 @@ type filling struct {
 	HasStream            bool
 	// H2Directive says that nginx has a directive for HTTP/2 and no parameter of listen.
 	H2Directive  bool
+	EventLoop    bool
 	Names, Parts []string
 	// Routes are the numbers of the routes that every name has in kind "routes".
 	Routes []int
@@ -295,7 +298,7 @@ func (b *bench) place(t *target, kind string) (*instance, error) {
 		go serveAll(i.logs, i.takeLog)
 	}
 	i.fill = filling{Kind: kind, Host: host, PKI: b.pki.dir, Dir: dir, Threads: len(b.proxyCores), Log: b.log, Root: os.Geteuid() == 0,
-		Backends: b.backends, StreamModule: t.module, HasStream: t.stream, H2Directive: t.h2Directive, addr: i.addr}
+		Backends: b.backends, StreamModule: t.module, HasStream: t.stream, H2Directive: t.h2Directive, EventLoop: t.eventLoop, addr: i.addr}
 	if kind == "many" {
 		for n := range b.hosts {
 			i.fill.Names = append(i.fill.Names, manyName(n))

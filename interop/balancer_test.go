@@ -53,6 +53,9 @@ func serve(t *testing.T, p *pki, conf string, vars map[string]string) *balancer 
 	if drain, ok := vars["drain"]; ok {
 		text = strings.Replace(text, "drain: 1s", "drain: "+drain, 1)
 	}
+	if *eventLoop && !strings.Contains(text, "event_loop") {
+		text += "\nexperimental: {event_loop: on}\n"
+	}
 	file := write(t, p.dir, "countersign.yaml", []byte(text))
 	cmd := exec.Command(binary, "run", "-c", file)
 	cmd.Stdout = b.records

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -28,7 +29,11 @@ import (
 // binary is the program, built once.
 var binary string
 
+// eventLoop has the program run with the experiment of that name.
+var eventLoop = flag.Bool("eventloop", false, "with experimental.event_loop")
+
 func TestMain(m *testing.M) {
+	flag.Parse()
 	dir, err := os.MkdirTemp("", "countersign-interop-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -40,6 +40,8 @@ type Config struct {
 	Drain Duration `yaml:"drain"`
 	// Limits bound what the whole process does at once. Optional.
 	Limits *ProcessLimits `yaml:"limits"`
+	// Experimental switches on what is not the default yet, and may change or go in any version. Optional.
+	Experimental *Experimental `yaml:"experimental"`
 	// Include names further files with trust_stores, listeners and upstreams of this configuration, which may stand in any
 	// one of its files. Paths, also those in included files, are relative to this file's folder. Optional.
 	Include []string `yaml:"include"`
@@ -49,6 +51,14 @@ type Config struct {
 	Listeners map[string]*Listener `yaml:"listeners"`
 	// Upstreams are the pools of targets, by name.
 	Upstreams map[string]*Upstream `yaml:"upstreams"`
+}
+
+// Experimental are experiments. See docs/performance.md.
+type Experimental struct {
+	// EventLoop is on or off (default). On: connections of HTTP/1.1 without a request wait in one event loop for each
+	// processor, without a goroutine of their own, and the records of TLS 1.3 are read and written by a record layer of our
+	// own once crypto/tls has done the handshake. An idle connection takes less memory. Linux only.
+	EventLoop string `yaml:"event_loop" enum:"on,off"`
 }
 
 // Ops is the listener for GET /livez, /readyz and /metrics. It asks for no authentication, so keep it on loopback or

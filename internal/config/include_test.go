@@ -49,7 +49,7 @@ func TestInclude(t *testing.T) {
 func TestIncludeRefuses(t *testing.T) {
 	texts := map[string]string{"include": "['x.yaml']", "ops": "{listen: ':3'}", "control": "unix:/x", "log": "{requests: none}",
 		"limits": "{handshakes_at_once: 5}", "outbound": "{stapling: off}", "tracing": "{otlp: 'https://x'}", "state": "./x", "journal": "{enabled: true}",
-		"drain": "1s"}
+		"drain": "1s", "experimental": "{event_loop: on}"}
 	for i := range reflect.TypeFor[Config]().NumField() {
 		key := reflect.TypeFor[Config]().Field(i).Tag.Get("yaml")
 		if slices.Contains([]string{"trust_stores", "listeners", "upstreams"}, key) {

@@ -102,8 +102,14 @@ func asleep(t *testing.T, of string) {
 }
 
 // TestDoze: a connection that has waited for its next request for a while lets go of what it held, and nobody can tell.
-func TestDoze(t *testing.T) {
+func TestDoze(t *testing.T) { dozes(t, *eventLoop) }
+
+// TestEventLoop: neither can anybody tell with the event loop, where such a connection has no goroutine.
+func TestEventLoop(t *testing.T) { dozes(t, true) }
+
+func dozes(t *testing.T, eventLoop bool) {
 	w := newWorld(t)
+	w.eventLoop = eventLoop
 	api := echo(t, "api", nil)
 	plain := strings.Replace(basic, "upstreams:", "  plain: {listen: 127.0.0.1:0, protocol: http, hosts: [{names: [a.test], routes: [{upstream: api}]}]}\nupstreams:", 1)
 	plain = strings.Replace(plain, "protocol: https", "protocol: https\n    limits: {idle: IDLE}", 1)
@@ -112,8 +118,16 @@ func TestDoze(t *testing.T) {
 	t.Run("it does", func(t *testing.T) {
 		c := w.calling(t, "public", w.client("a.test", alice))
 		c.get(t, "/")
-		asleep(t, "frontend.(*conn)")
+		if eventLoop {
+			w.awaitMetric("countersign_event_loop_connections", "1")
+			w.awaitMetric(`countersign_event_loop_handshakes_total{layer="own"}`, "1")
+		} else {
+			asleep(t, "frontend.(*conn)")
+		}
 		c.get(t, "/")
+		time.Sleep(doze)
+		c.wire.Close() // asleep, it is heard of too
+		w.awaitMetric(`countersign_connections{listener="public"}`, "0")
 	})
 	t.Run("again", func(t *testing.T) {
 		for name, open := range map[string]func(*testing.T, *world) *calling{
@@ -128,6 +142,7 @@ func TestDoze(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)
+				w.eventLoop = eventLoop
 				api := echo(t, "api", nil)
 				w.start(strings.Replace(plain, "IDLE", "1m", 1), api.addr)
 				c := open(t, w)

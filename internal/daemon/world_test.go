@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -34,7 +35,13 @@ type world struct {
 	ca      *testpki.Cert // issues clients
 	servers *testpki.Cert // root of servers
 	server  *testpki.Cert // a.test, b.test, ...
+
+	eventLoop bool // with experimental.event_loop
 }
+
+// eventLoop has every world run with the experiment of that name: what the plain path is tested for holds there too. Tests that
+// count allocations are of the plain path only.
+var eventLoop = flag.Bool("eventloop", false, "with experimental.event_loop")
 
 // lines collects what is written to it.
 type lines struct {
@@ -71,6 +78,9 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) file(name string, data []byte) {
 	w.t.Helper()
+	if name == "countersign.yaml" && (w.eventLoop || *eventLoop) && !bytes.Contains(data, []byte("event_loop")) {
+		data = append(data, "\nexperimental: {event_loop: on}\n"...)
+	}
 	if err := os.WriteFile(filepath.Join(w.dir, name), data, 0o600); err != nil {
 		w.t.Fatal(err)
 	}

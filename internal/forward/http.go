@@ -21,6 +21,7 @@ import (
 	"countersign/internal/policy"
 	"countersign/internal/reason"
 	"countersign/internal/record"
+	"countersign/internal/socket"
 	"countersign/internal/tracing"
 	"countersign/internal/upstream"
 )
@@ -36,9 +37,10 @@ type Limits struct {
 type Exchange struct {
 	Watch *Watch
 	// Reader and Client are the client's side in HTTP/1.1: what is behind the request head, and the TLS connection, or the
-	// plain one. Stream is its side in HTTP/2; then the other two are nil.
+	// plain one, and Wire is the connection beneath that. Stream is its side in HTTP/2; then the other three are nil.
 	Reader *h1.Reader
 	Client net.Conn
+	Wire   *socket.Conn
 	Stream *h2.Stream
 	Pools  upstream.View
 	// Own is shared by the exchanges of one client connection.

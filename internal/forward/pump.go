@@ -9,7 +9,6 @@ import (
 
 	"countersign/internal/message"
 	"countersign/internal/reason"
-	"countersign/internal/socket"
 	"countersign/internal/upstream"
 )
 
@@ -129,8 +128,7 @@ const fullRecord = 16 << 10
 // recordIsHere reports whether a read of the request's body will hardly wait, because the next record has arrived, or most of
 // it; nobody sends half a record and waits for an answer. Who writes each one to the target alone makes four packets of one.
 func (x *Exchange) recordIsHere() bool {
-	wire, ok := x.Watch.Client.(*socket.Conn)
-	return ok && x.Stream == nil && wire.HasArrived(fullRecord)
+	return x.Wire != nil && x.Wire.HasArrived(fullRecord)
 }
 
 // extend gives the wait a new deadline if it is still in phase p.

@@ -13,7 +13,6 @@ import (
 	"countersign/internal/h2"
 	"countersign/internal/message"
 	"countersign/internal/record"
-	"countersign/internal/socket"
 	"countersign/internal/upstream"
 )
 
@@ -72,7 +71,7 @@ func (x *Exchange) switched(rec *record.Request, target *upstream.Conn, buf *[]b
 		return x.lost(rec, err)
 	}
 	_, secure := x.Client.(interface{ ConnectionState() tls.ConnectionState })
-	rec.Reason, rec.BytesIn, rec.BytesOut = Join(w, Side{From: x.Reader, Conn: x.Client, Wire: w.Client.(*socket.Conn), TLS: secure},
+	rec.Reason, rec.BytesIn, rec.BytesOut = Join(w, Side{From: x.Reader, Conn: x.Client, Wire: x.Wire, TLS: secure},
 		Side{From: &target.R, Conn: target.Conn, Wire: target.Wire, TLS: target.Secure()}, x.Limits.TunnelIdle, x.Limits.Lifetime)
 	return Result{Reason: rec.Reason, Answered: true}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"runtime/debug"
 	"slices"
@@ -46,7 +47,7 @@ type conn struct {
 	early     reason.Reason
 	presented []*x509.Certificate
 	ours      *x509.Certificate // what was presented to the client
-	secure    *socket.Records   // nil on plain listeners
+	secure    secured           // nil on plain listeners
 	standing                    // at the end of the handshake; lanes go on from there
 
 	held atomic.Pointer[held] // how the client stands, for the sweep; nil until it has been let in
@@ -62,6 +63,16 @@ type conn struct {
 	// multiplexed says that the client chose HTTP/2, and sequential that its requests come one after the other.
 	multiplexed bool
 	sequential  atomic.Bool
+	parking     parking
+}
+
+// secured is a connection inside TLS, of which the handshake is over.
+type secured interface {
+	net.Conn
+	CloseWrite() error
+	ConnectionState() tls.ConnectionState
+	// Over reports whether the client has sent records without end and nothing in them.
+	Over() bool
 }
 
 // standing is how a client is judged under one configuration.
@@ -80,8 +91,14 @@ type standing struct {
 //
 // No stage may be compiled into this function or into requests, as the compiler's profile would have it: an idle connection
 // waits below both of them, and with frames of 3 KB its goroutine keeps a stack of 16 KB where 4 are enough.
-func (f *Frontend) serve(c *conn) {
-	defer f.end(c)
+//
+// With the event loop it ends where the connection has no request, and over is false; it goes on from there when one comes.
+func (f *Frontend) serve(c *conn) (over bool) {
+	over = true
+	defer f.end(c, &over)
+	if c.parking.parked {
+		return !c.requests()
+	}
 	if !c.arrive() || !c.welcome() { // by address: what a PROXY header says first, then who may come, and how many
 		return
 	}
@@ -105,25 +122,32 @@ func (f *Frontend) serve(c *conn) {
 		c.streams()
 		return
 	}
-	c.requests()
+	return !c.requests()
 }
 
-// requests serves a connection whose requests come one after the other: HTTP/1.1.
-func (c *conn) requests() {
+// requests serves a connection whose requests come one after the other: HTTP/1.1. It reports whether the connection waits for
+// the next one in the event loop; then it is not this goroutine's any more.
+func (c *conn) requests() (parked bool) {
 	c.sequential.Store(true)
 	l := c.firstLane()
-	for serial := uint64(1); ; serial++ {
-		ok, why := l.awaitRequest()
-		if !ok && c.watch.Dozing() {
+	again := c.parking.parked
+	c.parking.parked = false
+	for {
+		ok, why := l.awaitRequest(again)
+		if !ok && !again && c.dozing() {
+			if c.park() {
+				return true
+			}
 			l, ok, why = c.doze()
 		}
 		if !ok {
 			c.hangUp(why, l.doomed())
-			return
+			return false
 		}
-		if !l.serve(serial) {
-			return
+		if !l.serve(c.serial.Add(1)) {
+			return false
 		}
+		again = false
 	}
 }
 
@@ -232,11 +256,15 @@ func (c *conn) listed(l *active) bool {
 	return l.LocalOnly && ip.IsLoopback() || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// end closes a connection whatever happened to it.
-func (f *Frontend) end(c *conn) {
+// end closes a connection whatever happened to it, if it is over.
+func (f *Frontend) end(c *conn, over *bool) {
 	if v := recover(); v != nil {
 		f.book.Panicked()
 		f.log.Error("panic in a connection", "ref", c.ref, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		*over = true
+	}
+	if !*over {
+		return
 	}
 	c.sock.Close()
 	c.lanes.close()

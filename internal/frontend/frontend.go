@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"countersign/internal/eventloop"
 	"countersign/internal/forward"
 	"countersign/internal/limit"
 	"countersign/internal/reason"
@@ -87,6 +88,8 @@ type Frontend struct {
 	// resting is where goroutines wait for their next connection, and rested how many do.
 	resting chan *conn
 	rested  atomic.Int32
+	loops   atomic.Pointer[eventloop.Loops] // nil until a snapshot wants them
+	layers  struct{ own, library atomic.Uint64 }
 	stop    chan struct{}
 	swept   chan struct{}
 }
@@ -154,6 +157,9 @@ func (f *Frontend) Apply(s *snapshot.Snapshot) error {
 	defer f.mu.Unlock()
 	if f.draining.Load() {
 		return errors.New("shutting down")
+	}
+	if err := f.openLoops(s); err != nil {
+		return err
 	}
 	next := &published{Snapshot: s, listeners: make(map[string]*active), ports: make(map[uint16]*active)}
 	old := f.current.Load()
@@ -304,7 +310,8 @@ func (f *Frontend) accept(k string, sock net.Listener) {
 // admit begins the life of a connection, if the listener has room for it.
 func (f *Frontend) admit(k string, raw net.Conn) {
 	defer f.guard()
-	a := f.current.Load().listeners[k]
+	p := f.current.Load()
+	a := p.listeners[k]
 	if a == nil {
 		raw.Close()
 		return
@@ -326,9 +333,18 @@ func (f *Frontend) admit(k string, raw net.Conn) {
 	}
 	c := &conn{f: f, sock: socket.New(raw, a.Protocol.Terminates()), ref: newRef(), peer: peerOf(raw), listener: a, book: a.book}
 	c.watch.Clock, c.watch.Client = &f.clock, c.sock
+	if p.EventLoop {
+		c.parking.loops = f.loops.Load()
+		c.watch.Client = line{c.sock, c}
+	}
 	c.entry = f.table.add(k, c, a.Protocol.Terminates())
 	a.book.Opened()
 	f.wg.Add(1)
+	f.hand(c)
+}
+
+// hand gives a connection to a goroutine.
+func (f *Frontend) hand(c *conn) {
 	select {
 	case f.resting <- c:
 	default:
@@ -343,8 +359,9 @@ const spares = 8
 // work serves a connection, and then others that come.
 func (f *Frontend) work(c *conn) {
 	for {
-		f.serve(c)
-		f.wg.Done()
+		if f.serve(c) {
+			f.wg.Done()
+		}
 		if c = nil; f.rested.Add(1) <= spares {
 			select {
 			case c = <-f.resting:
@@ -526,6 +543,9 @@ func (f *Frontend) Drain(ctx context.Context) {
 	<-f.swept
 	f.memory.Close()
 	f.spare.Close()
+	if loops := f.loops.Load(); loops != nil {
+		loops.Close()
+	}
 	f.pools.Apply(nil)()
 }
 

@@ -151,7 +151,7 @@ func (c *conn) firstLane() *lane {
 		stream = c.secure
 	}
 	l.reader.Reset(stream, c.listener.Limits.Message, false)
-	l.exchange.Reader, l.exchange.Client = &l.reader, stream
+	l.exchange.Reader, l.exchange.Client, l.exchange.Wire = &l.reader, stream, c.sock
 	l.busy = true
 	c.lanes.mu.Lock()
 	defer c.lanes.mu.Unlock()
@@ -201,9 +201,11 @@ func limitsOf(l *snapshot.Limits) forward.Limits {
 	return forward.Limits{BodyIdle: l.BodyIdle, WriteIdle: l.WriteIdle, TunnelIdle: l.TunnelIdle, Lifetime: l.Lifetime}
 }
 
-// awaitRequest waits for the first byte of the next request.
-func (c *lane) awaitRequest() (bool, reason.Reason) {
-	c.watch.Main.Set(c.watch.Clock, forward.Idle, c.listener.Limits.Idle)
+// awaitRequest waits for the first byte of the next request; again says that it has been waited for already.
+func (c *lane) awaitRequest(again bool) (bool, reason.Reason) {
+	if !again {
+		c.watch.Main.Set(c.watch.Clock, forward.Idle, c.listener.Limits.Idle)
+	}
 	return c.awaitByte()
 }
 

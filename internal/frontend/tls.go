@@ -38,6 +38,7 @@ func (c *conn) handshake() bool {
 	start := time.Now()
 	var hs record.Handshake
 	c.timeHandshake()
+	c.prepareHandover()
 	tc := tls.Server(wire{c.sock, c}, beforeHello)
 	// A turn is held while the handshake computes: from the ClientHello to our flight, and from the client's to ours.
 	c.turn = c.f.handshakes.Turn(&c.who)
@@ -78,6 +79,7 @@ func (c *conn) handshake() bool {
 		return false
 	}
 	hs.Reason = reason.Completed
+	c.share()
 	if !c.verdict.Accepted {
 		hs.Verdict = c.verdict.Reason
 		hs.Proven = true
@@ -102,7 +104,7 @@ func (c *conn) handshake() bool {
 		hs.Shadow, hs.ShadowFound = v.Reason, v.Found
 	}
 	c.book.Handshake(&hs)
-	c.secure, c.multiplexed = socket.NewRecords(tc, c.sock), state.NegotiatedProtocol == http2.NextProtoTLS
+	c.secure, c.multiplexed = c.takeOver(tc), state.NegotiatedProtocol == http2.NextProtoTLS
 	return true
 }
 
@@ -118,6 +120,14 @@ var beforeHello = &tls.Config{
 type wire struct {
 	*socket.Conn
 	of *conn
+}
+
+// Write writes to the connection.
+func (w wire) Write(p []byte) (int, error) {
+	if h := w.of.parking.handover; h != nil {
+		h.Sent(p)
+	}
+	return w.Conn.Write(p)
 }
 
 // SetWriteDeadline sets none while what is written is held back, which waits only for a client that has stopped to read:
@@ -155,8 +165,12 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		SessionTicketsDisabled: true,
 		Renegotiation:          tls.RenegotiateNever,
 	}
+	told := false
 	if k := c.f.keyLog.Load(); k != nil && k.listener == l.Name {
-		conf.KeyLogWriter = k
+		told, conf.KeyLogWriter = true, k
+	}
+	if h := c.parking.handover; h != nil {
+		h.Tee, conf.KeyLogWriter = conf.KeyLogWriter, h
 	}
 	if len(hello.ServerName) > 0 {
 		name, err := hostname.AppendCanonicalSNI(c.name[:0], []byte(hello.ServerName))
@@ -191,13 +205,16 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	// The last word on conf: it goes around VerifyConnection.
 	session := c.f.tickets.Session(c.listener.scope(host))
-	session.CertificateOnly, session.Only13 = host.Auth.Mode != policy.Off, conf.KeyLogWriter != nil
+	session.CertificateOnly, session.Only13 = host.Auth.Mode != policy.Off, told
 	defer func() {
 		session.Install(conf)
 		if wrap := conf.WrapSession; wrap != nil {
 			conf.WrapSession = func(cs tls.ConnectionState, state *tls.SessionState) ([]byte, error) {
 				// crypto/tls is about to write a ticket: in a full handshake the client has proven itself.
 				c.sock.Mute, c.sock.MuteOnRead = false, false
+				if h := c.parking.handover; h != nil {
+					h.Tickets++
+				}
 				// In TLS 1.3, where a certificate was asked for, the ticket is all there is left to say. It goes with the answer
 				// to a request that is there already.
 				c.sock.More = cs.Version == tls.VersionTLS13 && !cs.DidResume && conf.ClientAuth != tls.NoClientCert

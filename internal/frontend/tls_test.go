@@ -62,7 +62,7 @@ func TestGoodbye(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer near.Close()
-	w := wire{Conn: socket.New(near, true)}
+	w := wire{Conn: socket.New(near, true), of: new(conn)}
 	past := time.Unix(1, 0)
 	w.More = true
 	if err := w.SetWriteDeadline(past); err != nil {

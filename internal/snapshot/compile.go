@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"time"
 
@@ -329,6 +330,7 @@ func (c *compiler) compile(conf *config.Config) *Snapshot {
 	s.Guard = identity.NewGuard(styles)
 	s.Gates = c.gates
 	c.processLimits(s, conf.Limits)
+	c.experiments(s, conf.Experimental)
 	c.unused(conf)
 	c.sharedNames(s)
 	c.stepUps(s)
@@ -336,6 +338,20 @@ func (c *compiler) compile(conf *config.Config) *Snapshot {
 	s.Journal = c.journal("journal", conf)
 	c.logs(s, conf.Log)
 	return s
+}
+
+// experiments switches on what is asked for.
+func (c *compiler) experiments(s *Snapshot, e *config.Experimental) {
+	if e == nil || e.EventLoop != "on" {
+		return
+	}
+	const path = "experimental.event_loop"
+	if runtime.GOOS != "linux" {
+		c.problem(path, "leave it out", "expected Linux, whose epoll it needs, found %s", runtime.GOOS)
+		return
+	}
+	c.warn(path, "leave it out unless you want to help try it; docs/performance.md says what it gives", "an experiment: TLS 1.3 has a record layer of our own behind the handshake")
+	s.EventLoop = true
 }
 
 func loopback(host string) bool {

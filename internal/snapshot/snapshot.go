@@ -52,6 +52,8 @@ type Snapshot struct {
 	Drain time.Duration
 	// Gates are the limits by client and by scope; Listener.Door, and Gate of listeners, hosts and routes, name them.
 	Gates []*limit.Settings
+	// EventLoop is the experiment of that name.
+	EventLoop bool
 	// Handshakes bound those that compute at once.
 	Handshakes limit.HandshakeSettings
 	// CRLs are the revocation lists that came from files.
