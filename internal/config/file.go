@@ -195,7 +195,7 @@ func (f *File) Include(part *File) (problems Problems) {
 	}
 	from, to := part.Partial, f.Partial
 	for key, present := range map[string]bool{"include": from.Include != nil, "ops": from.Ops != nil, "control": from.Control != "",
-		"log": from.Log != nil, "limits": from.Limits != nil, "outbound": from.Outbound != nil, "tracing": from.Tracing != nil,
+		"log": from.Log != nil, "limits": from.Limits != nil, "outbound": from.Outbound != nil, "tracing": from.Tracing != nil, "experimental": from.Experimental != nil,
 		"state": from.State != "", "journal": from.Journal != nil, "drain": from.Drain != 0} {
 		if present {
 			add(key, "move it to "+f.Name, "an included file has trust_stores, listeners and upstreams only, found %s", key)

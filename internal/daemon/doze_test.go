@@ -116,7 +116,9 @@ func dozes(t *testing.T, eventLoop bool) {
 	w.start(strings.Replace(plain, "IDLE", "1m", 1), api.addr)
 	alice := w.ca.Client("alice")
 	t.Run("it does", func(t *testing.T) {
-		c := w.calling(t, "public", w.client("a.test", alice))
+		conf := w.client("a.test", alice)
+		conf.ClientSessionCache = tls.NewLRUClientSessionCache(1) // or it would ask for no ticket
+		c := w.calling(t, "public", conf)
 		c.get(t, "/")
 		if eventLoop {
 			w.awaitMetric("countersign_event_loop_connections", "1")

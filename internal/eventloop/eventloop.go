@@ -95,11 +95,7 @@ func (l *Loops) Park(seat *Seat, raw Raw, who Sleeper) error {
 	if controlErr := raw.Control(func(fd uintptr) { err = one.set.await(fd, id, again) }); controlErr != nil {
 		err = controlErr
 	}
-	switch {
-	case err == nil:
-	case seat.Leave():
-		seat.listed = again
-	default:
+	if err != nil && !seat.Leave() {
 		err = nil // somebody else has taken it, and goes on
 	}
 	return err

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sleeper counts how often it was woken.
@@ -205,6 +207,7 @@ func TestOneGoesOn(t *testing.T) {
 // TestMany: all that have something to read are woken, however many they are.
 func TestMany(t *testing.T) {
 	l, network := open(t, 2, func(v any) { t.Error(v) })
+	l.last.Store(1<<32 - 300)
 	all := make([]*sleeper, 600) // more than are asked for at a time
 	for i := range all {
 		all[i] = newSleeper(t, network)
@@ -222,6 +225,29 @@ func TestMany(t *testing.T) {
 			t.Errorf("%d are remembered", n)
 		}
 		one.mu.Unlock()
+	}
+}
+
+// TestCalm: a loop does nothing while nothing comes, nor when what came is not read.
+func TestCalm(t *testing.T) {
+	l, network := open(t, 2, func(v any) { t.Error(v) })
+	for range 20 {
+		s := newSleeper(t, network)
+		s.park(t, l)
+		_, _ = s.far.Write([]byte("x"))
+		s.await(t, 1)
+	}
+	used := func() time.Duration {
+		var r unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	before := used()
+	time.Sleep(300 * time.Millisecond)
+	if d := used() - before; d > 100*time.Millisecond {
+		t.Errorf("%v of processor time in 300 ms", d)
 	}
 }
 

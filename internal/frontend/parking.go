@@ -109,8 +109,8 @@ func (c *conn) park() bool {
 	if p.loops == nil || !c.sock.HasDescriptor() {
 		return false
 	}
-	if own, ok := c.secure.(*tls13.Conn); ok && !own.Rest() {
-		return false // a part of a record is here
+	if own, ok := c.secure.(*tls13.Conn); ok {
+		own.Rest()
 	}
 	c.lanes.drop()
 	p.parked = true

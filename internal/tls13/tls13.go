@@ -84,7 +84,8 @@ func Take(tc *tls.Conn, wire *socket.Conn, h *Handover, presented []*x509.Certif
 	defer h.wipe()
 	state := tc.ConnectionState()
 	s := suites[state.CipherSuite]
-	if state.Version != tls.VersionTLS13 || s == nil || fips140.Enabled() || len(h.client) != s.size || len(h.server) != s.size || !wire.Whole() {
+	if s == nil || // those of TLS 1.3 are used in no other version
+		fips140.Enabled() || len(h.client) != s.size || len(h.server) != s.size || !wire.Whole() {
 		return nil
 	}
 	c := &Conn{Conn: wire, state: &tls.ConnectionState{Version: state.Version, CipherSuite: state.CipherSuite, CurveID: state.CurveID,
@@ -102,14 +103,13 @@ func (c *Conn) ConnectionState() tls.ConnectionState { return *c.state }
 // Over reports whether the peer has sent more records with nothing in them than it may.
 func (c *Conn) Over() bool { return c.over.Load() }
 
-// Rest lets go of what a connection can do without while nothing comes. It reports whether nothing has: no part of a record
-// is here. It is for the reader, while nobody writes.
-func (c *Conn) Rest() bool {
+// Rest lets go of what a connection can do without while nothing comes: ciphers are made again from their secrets. It is for
+// the reader.
+func (c *Conn) Rest() {
 	c.in.aead = nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.aead = nil
-	return c.raw == nil
 }
 
 // received are buffers for what comes. One that is in use holds a record that is not complete, or not read to its end.

@@ -1,0 +1,135 @@
+package frontend
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"countersign/internal/eventloop"
+	"countersign/internal/forward"
+	"countersign/internal/socket"
+)
+
+// parkable is a connection that waits for a request, and its client.
+func parkable(t *testing.T) (*conn, net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	loops, err := eventloop.Open(1, func(v any) { t.Error(v) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); raw.Close(); loops.Close() })
+	c := &conn{f: &Frontend{resting: make(chan *conn, 2)}, sock: socket.New(raw, false)}
+	c.parking.loops = loops
+	c.f.clock.Set(time.Now())
+	c.watch.Clock, c.watch.Client = &c.f.clock, line{c.sock, c}
+	c.watch.Main.Set(c.watch.Clock, forward.Idle, time.Minute)
+	c.watch.Doze()
+	return c, client
+}
+
+// TestPark: whatever ends the wait of a connection has it go on, once, whether it came before it waited in the loop or behind.
+func TestPark(t *testing.T) {
+	goesOn := func(t *testing.T, c *conn) {
+		t.Helper()
+		select {
+		case got := <-c.f.resting:
+			if got != c || !c.parking.parked {
+				t.Error("not as one that has been in the loop")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it does not go on")
+		}
+		time.Sleep(10 * time.Millisecond)
+		if len(c.f.resting) > 0 || c.parking.seat.Leave() {
+			t.Error("it goes on twice")
+		}
+	}
+	ends := map[string]func(c *conn){
+		"its time is up": func(c *conn) {
+			c.f.clock.Set(time.Now())
+			c.watch.Sweep(time.Now().Add(time.Hour), false)
+		},
+		"memory is short":  func(c *conn) { c.watch.EndIdle() },
+		"the process ends": func(c *conn) { c.watch.Interrupt() },
+		"it is cut":        func(c *conn) { c.watch.Force() },
+	}
+	for name, end := range ends {
+		t.Run("before/"+name, func(t *testing.T) {
+			c, _ := parkable(t)
+			if !c.dozing() {
+				t.Fatal("it does not doze")
+			}
+			end(c)
+			if c.park() || c.parking.parked {
+				t.Fatal("it waits in the loop")
+			}
+			if err := c.sock.Await(); err == nil {
+				t.Error("and its next wait does not end")
+			}
+			if len(c.f.resting) > 0 {
+				t.Error("it goes on twice")
+			}
+		})
+		t.Run("behind/"+name, func(t *testing.T) {
+			c, _ := parkable(t)
+			if !c.dozing() || !c.park() {
+				t.Fatal("it does not wait in the loop")
+			}
+			end(c)
+			goesOn(t, c)
+		})
+	}
+	t.Run("its time was up before it was to doze", func(t *testing.T) {
+		c, _ := parkable(t)
+		c.watch.EndIdle()
+		if c.dozing(); c.park() {
+			t.Error("it waits in the loop")
+		}
+	})
+	t.Run("bytes come", func(t *testing.T) {
+		c, client := parkable(t)
+		if !c.dozing() || !c.park() {
+			t.Fatal("it does not wait in the loop")
+		}
+		_, _ = client.Write([]byte("x"))
+		goesOn(t, c)
+	})
+	t.Run("a deadline is taken away", func(t *testing.T) {
+		c, _ := parkable(t)
+		if !c.dozing() || !c.park() {
+			t.Fatal("it does not wait in the loop")
+		}
+		_, _ = c.watch.Client.SetReadDeadline(time.Time{}), c.watch.Client.SetDeadline(time.Time{})
+		time.Sleep(10 * time.Millisecond)
+		if len(c.f.resting) > 0 || !c.parking.seat.Leave() {
+			t.Error("it goes on")
+		}
+	})
+	t.Run("it is closed already", func(t *testing.T) {
+		c, _ := parkable(t)
+		c.dozing()
+		c.sock.Close()
+		if c.park() || c.parking.parked {
+			t.Error("it waits in the loop")
+		}
+	})
+	t.Run("without the experiment", func(t *testing.T) {
+		c, _ := parkable(t)
+		c.parking.loops = nil
+		if c.dozing(); c.park() {
+			t.Error("it waits in the loop")
+		}
+	})
+}
