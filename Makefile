@@ -1,6 +1,6 @@
 # Everything here is also a plain go command; this is the list of them.
 .DEFAULT_GOAL := help
-.PHONY: help build test race interop check fuzz microbench bench bench-quick bench-debian pgo docs quickstart fmt clean
+.PHONY: help build test race interop eventloop check fuzz microbench bench bench-quick bench-debian pgo docs quickstart fmt clean
 
 # How long make fuzz runs each target.
 FUZZTIME ?= 5s
@@ -23,6 +23,10 @@ race: ## run the tests with the race detector
 
 interop: ## run the program against curl, OpenSSL, GnuTLS, nginx, HAProxy, Python and Node
 	cd interop && go test -count=1 -timeout 10m ./...
+
+eventloop: ## run the daemon's and the interoperability tests with experimental.event_loop (30 min)
+	go test -pgo=off -timeout 25m ./internal/daemon -eventloop
+	cd interop && go test -count=1 -timeout 20m . -eventloop
 
 check: ## run what CI runs (as root it installs the Debian packages that are missing)
 	bash .ci/run

@@ -215,6 +215,9 @@ func (forgetful) Put(string, *tls.ClientSessionState)        {}
 // There are 95 and 87: the connection and its lane, what it gives crypto/tls, its ticket, who the client is and the lines
 // that say so to targets, and the texts of its record.
 func TestHandshakeAllocations(t *testing.T) {
+	if *eventLoop {
+		t.Skip("of the plain path")
+	}
 	for _, version := range tlsVersions {
 		for _, h := range []struct {
 			name    string
