@@ -84,19 +84,17 @@ func (l *Loops) Park(seat *Seat, raw Raw, who Sleeper) error {
 	if seat.loop == nil {
 		seat.loop = l.loops[id%uint64(len(l.loops))]
 	}
-	one := seat.loop
+	one, again := seat.loop, seat.listed
+	// With the lock held, so that nobody ends this wait, goes on and begins the next before the system knows of this one.
 	one.mu.Lock()
-	one.sleepers[id] = who
-	one.mu.Unlock()
-	again := seat.listed
-	seat.listed = true
+	defer one.mu.Unlock()
 	seat.id.Store(id)
 	var err error
 	if controlErr := raw.Control(func(fd uintptr) { err = one.set.await(fd, id, again) }); controlErr != nil {
 		err = controlErr
 	}
-	if err != nil && !seat.Leave() {
-		err = nil // somebody else has taken it, and goes on
+	if err == nil {
+		seat.listed, one.sleepers[id] = true, who
 	}
 	return err
 }

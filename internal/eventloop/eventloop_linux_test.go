@@ -204,6 +204,54 @@ func TestOneGoesOn(t *testing.T) {
 	wg.Wait()
 }
 
+// heldUp is a connection that cannot be reached for a while, the first time.
+type heldUp struct {
+	Raw
+	begun, goOn chan struct{}
+	once        sync.Once
+}
+
+func (h *heldUp) Control(f func(fd uintptr)) error {
+	h.once.Do(func() {
+		close(h.begun)
+		<-h.goOn
+	})
+	return h.Raw.Control(f)
+}
+
+// TestHeldUp: who takes long to begin a wait cannot spoil the next one of the same connection, which begins when somebody has
+// ended the first.
+func TestHeldUp(t *testing.T) {
+	l, network := open(t, 1, func(v any) { t.Error(v) })
+	s := newSleeper(t, network)
+	s.park(t, l) // the system knows it from here on
+	s.seat.Leave()
+	slow := &heldUp{Raw: s.raw, begun: make(chan struct{}), goOn: make(chan struct{})}
+	var both sync.WaitGroup
+	both.Go(func() {
+		if err := l.Park(&s.seat, slow, s); err != nil {
+			t.Error(err)
+		}
+	})
+	<-slow.begun
+	both.Go(func() {
+		for deadline := time.Now().Add(10 * time.Second); !s.seat.Leave(); runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Error("there is no wait to leave")
+				return
+			}
+		}
+		if err := l.Park(&s.seat, s.raw, s); err != nil {
+			t.Error(err)
+		}
+	})
+	time.Sleep(20 * time.Millisecond)
+	close(slow.goOn)
+	both.Wait()
+	_, _ = s.far.Write([]byte("x"))
+	s.await(t, 1)
+}
+
 // TestMany: all that have something to read are woken, however many they are.
 func TestMany(t *testing.T) {
 	l, network := open(t, 2, func(v any) { t.Error(v) })

@@ -23,7 +23,9 @@ func openSet() (s set, err error) {
 		return s, os.NewSyscallError("fcntl", err)
 	}
 	s.file = os.NewFile(uintptr(fd), "epoll")
-	s.raw, err = s.file.SyscallConn()
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		s.close()
+	}
 	return s, err
 }
 
@@ -45,11 +47,11 @@ func (s set) await(fd uintptr, id uint64, again bool) (err error) {
 func (s set) wait(ids []uint64) (n int, err error) {
 	var events [256]unix.EpollEvent
 	rawErr := s.raw.Read(func(epfd uintptr) bool {
-		n, err = unix.EpollWait(int(epfd), events[:min(len(events), len(ids))], 0)
-		if err == unix.EINTR {
-			err = nil
+		for {
+			if n, err = unix.EpollWait(int(epfd), events[:min(len(events), len(ids))], 0); err != unix.EINTR {
+				return n > 0 || err != nil
+			}
 		}
-		return n > 0 || err != nil
 	})
 	if rawErr != nil {
 		return 0, rawErr

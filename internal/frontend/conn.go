@@ -42,28 +42,27 @@ type conn struct {
 	book     *record.Listener
 
 	// What the handshake found.
-	sni       string
-	name      []byte // canonical server name, empty for none
-	early     reason.Reason
-	presented []*x509.Certificate
-	ours      *x509.Certificate // what was presented to the client
-	secure    secured           // nil on plain listeners
-	standing                    // at the end of the handshake; lanes go on from there
+	sni   string
+	name  []byte // canonical server name, empty for none
+	early reason.Reason
+	// multiplexed says that the client chose HTTP/2, and ending is the reason for which the sweep ended that.
+	multiplexed bool
+	ending      atomic.Uint32
+	presented   []*x509.Certificate
+	ours        *x509.Certificate // what was presented to the client
+	secure      secured           // nil on plain listeners
+	standing                      // at the end of the handshake; lanes go on from there
 
 	held atomic.Pointer[held] // how the client stands, for the sweep; nil until it has been let in
 	doom atomic.Pointer[doom] // why the connection has to end
 	// waiting is since when the sweep waits for an OCSP answer, in Unix milliseconds; 0 while it does not.
 	waiting atomic.Int64
 
-	mux    atomic.Pointer[h2.Conn] // HTTP/2; nil for anything else
-	ending atomic.Uint32           // the reason for which the sweep ended it
-	serial atomic.Uint64           // of its last request
-	lanes  lanes
-	own    forward.Own // connections to targets
-	// multiplexed says that the client chose HTTP/2, and sequential that its requests come one after the other.
-	multiplexed bool
-	sequential  atomic.Bool
-	parking     parking
+	mux     atomic.Pointer[h2.Conn] // HTTP/2; nil for anything else
+	serial  atomic.Uint64           // of its last request
+	lanes   lanes
+	own     forward.Own // connections to targets
+	parking *parking    // nil without the experiment
 }
 
 // secured is a connection inside TLS, of which the handshake is over.
@@ -96,7 +95,7 @@ type standing struct {
 func (f *Frontend) serve(c *conn) (over bool) {
 	over = true
 	defer f.end(c, &over)
-	if c.parking.parked {
+	if c.parking != nil && c.parking.parked {
 		return !c.requests()
 	}
 	if !c.arrive() || !c.welcome() { // by address: what a PROXY header says first, then who may come, and how many
@@ -128,10 +127,8 @@ func (f *Frontend) serve(c *conn) (over bool) {
 // requests serves a connection whose requests come one after the other: HTTP/1.1. It reports whether the connection waits for
 // the next one in the event loop; then it is not this goroutine's any more.
 func (c *conn) requests() (parked bool) {
-	c.sequential.Store(true)
 	l := c.firstLane()
-	again := c.parking.parked
-	c.parking.parked = false
+	again := c.parking.resumes()
 	for {
 		ok, why := l.awaitRequest(again)
 		if !ok && !again && c.dozing() {

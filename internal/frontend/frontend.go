@@ -334,7 +334,7 @@ func (f *Frontend) admit(k string, raw net.Conn) {
 	c := &conn{f: f, sock: socket.New(raw, a.Protocol.Terminates()), ref: newRef(), peer: peerOf(raw), listener: a, book: a.book}
 	c.watch.Clock, c.watch.Client = &f.clock, c.sock
 	if p.EventLoop {
-		c.parking.loops = f.loops.Load()
+		c.parking = &parking{loops: f.loops.Load()}
 		c.watch.Client = line{c.sock, c}
 	}
 	c.entry = f.table.add(k, c, a.Protocol.Terminates())
@@ -454,9 +454,6 @@ const dozeAfter = time.Second
 
 // reposes reports whether c has waited for its next request for dozeAfter.
 func (c *conn) reposes(now time.Time) bool {
-	if !c.sequential.Load() {
-		return false
-	}
 	left, ok := c.watch.Main.IdleLeft(now)
 	return ok && c.listener.Limits.Idle-left > dozeAfter
 }
@@ -530,6 +527,7 @@ func (f *Frontend) Drain(ctx context.Context) {
 				e.conn.sock.Reset() // what came over it so far must not look like all (E21)
 			}
 			e.conn.sock.Close()
+			e.conn.rouse(time.Now()) // of a connection that is closed the system tells nothing
 		})
 		if n > 0 {
 			f.log.Warn("connections were cut at the end of the drain time or by a second signal", "reason", reason.ShutdownForced.String(), "connections", n)

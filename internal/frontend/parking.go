@@ -18,9 +18,9 @@ import (
 // 1.3 without crypto/tls. A goroutine gets it back for the next request, and for whatever else would have woken the one that
 // waited: all of that goes through line.
 
-// parking is what a connection needs for that. The zero value is that of one that never does.
+// parking is what a connection needs for that.
 type parking struct {
-	loops  *eventloop.Loops // nil without the experiment
+	loops  *eventloop.Loops
 	seat   eventloop.Seat
 	parked bool        // of whoever has the connection: it has been in the loop
 	roused atomic.Bool // something ended the wait since it was last begun
@@ -80,7 +80,7 @@ func (l line) SetReadDeadline(t time.Time) error {
 
 // rouse has a connection go on that waits in the loop, unless t is no deadline.
 func (c *conn) rouse(t time.Time) {
-	if t.IsZero() {
+	if t.IsZero() || c.parking == nil {
 		return
 	}
 	c.parking.roused.Store(true)
@@ -97,16 +97,27 @@ func (c *conn) Wake() { c.f.hand(c) }
 //
 //go:noinline
 func (c *conn) dozing() bool {
-	c.parking.roused.Store(false)
+	if c.parking != nil {
+		c.parking.roused.Store(false)
+	}
 	return c.watch.Dozing()
+}
+
+// resumes reports whether the connection comes back from the loop, once.
+func (p *parking) resumes() bool {
+	if p == nil || !p.parked {
+		return false
+	}
+	p.parked = false
+	return true
 }
 
 // park has the connection wait in the event loop, and reports whether it does. Then it is not this goroutine's any more.
 //
 //go:noinline
 func (c *conn) park() bool {
-	p := &c.parking
-	if p.loops == nil || !c.sock.HasDescriptor() {
+	p := c.parking
+	if p == nil || !c.sock.HasDescriptor() {
 		return false
 	}
 	if own, ok := c.secure.(*tls13.Conn); ok {
@@ -128,16 +139,33 @@ func (c *conn) park() bool {
 
 // prepareHandover has the handshake leave what takeOver needs.
 func (c *conn) prepareHandover() {
-	if c.parking.loops != nil && c.listener.Protocol == snapshot.HTTPS {
+	if c.parking != nil && c.listener.Protocol == snapshot.HTTPS {
 		c.parking.handover = new(tls13.Handover)
 		c.sock.InSteps(true)
+	}
+}
+
+// handover is where the handshake leaves what takeOver needs; nil without the experiment, and behind the handshake.
+func (c *conn) handover() *tls13.Handover {
+	if c.parking == nil {
+		return nil
+	}
+	return c.parking.handover
+}
+
+// forgetHandover is for a handshake that came to nothing.
+func (c *conn) forgetHandover() {
+	if h := c.handover(); h != nil {
+		h.Wipe()
+		c.parking.handover = nil
+		c.sock.InSteps(false)
 	}
 }
 
 // share has the connection hold certificates of the chain that was believed, which others hold too, in place of equal ones that
 // crypto/tls has parsed for it.
 func (c *conn) share() {
-	if c.parking.handover == nil {
+	if c.handover() == nil {
 		return
 	}
 	shared := make([]*x509.Certificate, len(c.presented))
@@ -154,7 +182,7 @@ func (c *conn) share() {
 
 // takeOver is the connection behind its handshake: under a record layer of our own where that can be.
 func (c *conn) takeOver(tc *tls.Conn) secured {
-	h := c.parking.handover
+	h := c.handover()
 	if h == nil {
 		return socket.NewRecords(tc, c.sock)
 	}

@@ -4,9 +4,11 @@ import (
 	"net"
 	"testing"
 	"time"
+	"unsafe"
 
 	"countersign/internal/eventloop"
 	"countersign/internal/forward"
+	"countersign/internal/snapshot"
 	"countersign/internal/socket"
 )
 
@@ -31,7 +33,7 @@ func parkable(t *testing.T) (*conn, net.Conn) {
 	}
 	t.Cleanup(func() { client.Close(); raw.Close(); loops.Close() })
 	c := &conn{f: &Frontend{resting: make(chan *conn, 2)}, sock: socket.New(raw, false)}
-	c.parking.loops = loops
+	c.parking = &parking{loops: loops}
 	c.f.clock.Set(time.Now())
 	c.watch.Clock, c.watch.Client = &c.f.clock, line{c.sock, c}
 	c.watch.Main.Set(c.watch.Clock, forward.Idle, time.Minute)
@@ -125,11 +127,43 @@ func TestPark(t *testing.T) {
 			t.Error("it waits in the loop")
 		}
 	})
+	t.Run("it is closed, and whoever does that says so", func(t *testing.T) {
+		c, _ := parkable(t)
+		if !c.dozing() || !c.park() {
+			t.Fatal("it does not wait in the loop")
+		}
+		c.sock.Close()
+		c.rouse(time.Now())
+		goesOn(t, c)
+	})
 	t.Run("without the experiment", func(t *testing.T) {
 		c, _ := parkable(t)
-		c.parking.loops = nil
+		c.parking = nil
 		if c.dozing(); c.park() {
 			t.Error("it waits in the loop")
 		}
 	})
+}
+
+// TestSizes: what a connection is without the experiment fills a size class of the allocator; a byte more costs 128.
+func TestSizes(t *testing.T) {
+	if n := unsafe.Sizeof(conn{}); n > 1024 {
+		t.Errorf("a connection has %d bytes, expected at most 1024", n)
+	}
+	if n := unsafe.Sizeof(socket.Conn{}); n > 208 {
+		t.Errorf("its socket has %d bytes, expected at most 208", n)
+	}
+}
+
+// TestForgetHandover: of a handshake that came to nothing no secret stays.
+func TestForgetHandover(t *testing.T) {
+	c, _ := parkable(t)
+	c.listener = &active{Listener: &snapshot.Listener{Protocol: snapshot.HTTPS}}
+	c.prepareHandover()
+	if c.handover() == nil {
+		t.Fatal("there is none")
+	}
+	if c.forgetHandover(); c.handover() != nil {
+		t.Error("it is still there")
+	}
 }

@@ -73,6 +73,7 @@ func (c *conn) handshake() bool {
 		hs.Group = state.CurveID.String()
 	}
 	if err != nil {
+		c.forgetHandover()
 		c.explain(&hs, err)
 		c.book.Handshake(&hs)
 		c.refuseHandshake(tc, err)
@@ -124,7 +125,7 @@ type wire struct {
 
 // Write writes to the connection.
 func (w wire) Write(p []byte) (int, error) {
-	if h := w.of.parking.handover; h != nil {
+	if h := w.of.handover(); h != nil {
 		h.Sent(p)
 	}
 	return w.Conn.Write(p)
@@ -169,7 +170,7 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if k := c.f.keyLog.Load(); k != nil && k.listener == l.Name {
 		told, conf.KeyLogWriter = true, k
 	}
-	if h := c.parking.handover; h != nil {
+	if h := c.handover(); h != nil {
 		h.Tee, conf.KeyLogWriter = conf.KeyLogWriter, h
 	}
 	if len(hello.ServerName) > 0 {
@@ -212,7 +213,7 @@ func (c *conn) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			conf.WrapSession = func(cs tls.ConnectionState, state *tls.SessionState) ([]byte, error) {
 				// crypto/tls is about to write a ticket: in a full handshake the client has proven itself.
 				c.sock.Mute, c.sock.MuteOnRead = false, false
-				if h := c.parking.handover; h != nil {
+				if h := c.handover(); h != nil {
 					h.Tickets++
 				}
 				// In TLS 1.3, where a certificate was asked for, the ticket is all there is left to say. It goes with the answer

@@ -14,7 +14,7 @@ func TestReceiveAllocations(t *testing.T) {
 	s := New(raw, false)
 	if n := testing.AllocsPerRun(100, func() {
 		_, _ = client.Write([]byte("x"))
-		buf, _, _ := s.Receive(pool)
+		buf, _, _ := s.Receive(pool, 0)
 		pool.Put(buf)
 	}); n > 0.1 {
 		t.Errorf("%v objects", n)

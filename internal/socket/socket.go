@@ -53,24 +53,16 @@ type Conn struct {
 	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
 	peeked State
 
-	steps bool    // see InSteps
-	ahead *[]byte // what was read and is still to be handed over is (*ahead)[from:to]; nil for nothing
-	from  int
-	to    int
+	ahead *ahead // nil until InSteps or Receive is called
 
-	push     func(fd uintptr) bool // bound when it is first needed, as ask
-	ask      func(fd uintptr) bool
-	asked    bool
-	pushing  []byte
-	pushed   int
-	failed   error
-	receive  func(fd uintptr) bool // bound when it is first needed
-	pool     *sync.Pool
-	into     *[]byte
-	received int
-	unread   error
-	count    func(fd uintptr) // bound at the first call of HasArrived
-	counted  int              // of them at least so many are still there
+	push    func(fd uintptr) bool // bound when it is first needed, as ask
+	ask     func(fd uintptr) bool
+	asked   bool
+	pushing []byte
+	pushed  int
+	failed  error
+	count   func(fd uintptr) // bound at the first call of HasArrived
+	counted int              // of them at least so many are still there
 }
 
 // New wraps c. records says that the bytes read are TLS records and that their boundaries are to be followed.
@@ -106,11 +98,11 @@ func (s *Conn) Read(p []byte) (int, error) {
 	if s.MuteOnRead {
 		s.Mute, s.MuteOnRead = true, false
 	}
-	if s.Before != nil {
+	if s.Before != nil && !s.ahead.has() { // what is here already is not waited for
 		s.Before()
 	}
 	n, err := 0, error(nil)
-	if s.steps || s.ahead != nil {
+	if s.ahead.has() || s.ahead != nil && s.ahead.steps {
 		n, err = s.step(p)
 	} else {
 		n, err = s.take(p)
@@ -140,47 +132,75 @@ func (s *Conn) note(p []byte) {
 	}
 }
 
+// ahead is for who reads record by record, or into buffers that he does not hold while he waits.
+type ahead struct {
+	steps bool
+	// What was read and is still to be handed over is (*buf)[from:to]; buf is nil for nothing. any says so to whoever peeks.
+	buf      *[]byte
+	from, to int
+	any      atomic.Bool
+
+	receive  func(fd uintptr) bool // bound when it is first needed
+	pool     *sync.Pool
+	at       int
+	into     *[]byte
+	received int
+	failed   error
+}
+
+func (a *ahead) has() bool { return a != nil && a.buf != nil }
+
+// readAhead is s.ahead, made when it is first needed.
+func (s *Conn) readAhead() *ahead {
+	if s.ahead == nil {
+		s.ahead = new(ahead)
+	}
+	return s.ahead
+}
+
 // aheads hold what has come with a record and belongs to later ones.
 var aheads = sync.Pool{New: func() any { b := make([]byte, 4<<10); return &b }}
 
 // InSteps has Read hand over at most what is left of one TLS record, or of its header, so that whoever reads record by record
 // takes nothing of the next. What came with it is here for later reads, in steps or not. For the reader of a connection that
-// follows records.
-func (s *Conn) InSteps(on bool) { s.steps = on }
+// follows records, before anybody peeks.
+func (s *Conn) InSteps(on bool) { s.readAhead().steps = on }
 
 // step reads, ahead of what is asked for, and hands over what belongs to the record at hand, or all if not in steps.
 func (s *Conn) step(p []byte) (n int, err error) {
-	if s.ahead == nil {
-		s.ahead, s.from, s.to = aheads.Get().(*[]byte), 0, 0
+	a := s.ahead
+	if a.buf == nil {
+		a.buf, a.from, a.to = aheads.Get().(*[]byte), 0, 0
+		a.to, err = s.take(*a.buf)
 	}
-	if s.from == s.to {
-		s.from = 0
-		s.to, err = s.take(*s.ahead)
-	}
-	if limit := s.left; s.steps {
+	if limit := s.left; a.steps {
 		if limit == 0 {
 			limit = len(s.header) - int(s.have)
 		}
 		p = p[:min(len(p), limit)]
 	}
-	n = copy(p, (*s.ahead)[s.from:s.to])
-	if s.from += n; s.from == s.to {
-		aheads.Put(s.ahead)
-		s.ahead = nil
+	n = copy(p, (*a.buf)[a.from:a.to])
+	a.from += n
+	a.any.Store(a.from < a.to)
+	if a.from == a.to {
+		aheads.Put(a.buf)
+		a.buf = nil
 	}
 	return n, err
 }
 
-// Receive reads what has arrived, up to the size of a buffer, which it takes from pool only when there is something: whoever
-// waits in it holds none. The buffer is nil with an error. For the reader, when it has no use for what Before and the Mutes do.
-func (s *Conn) Receive(pool *sync.Pool) (buf *[]byte, n int, err error) {
-	if s.raw == nil || s.held || s.ahead != nil {
+// Receive reads what has arrived into a buffer, behind its first at bytes, which it takes from pool only when there is
+// something: whoever waits in it holds none. The buffer is nil with an error. For the reader, when it has no use for what Before
+// and the Mutes do.
+func (s *Conn) Receive(pool *sync.Pool, at int) (buf *[]byte, n int, err error) {
+	a := s.readAhead()
+	if s.raw == nil || s.held || a.buf != nil {
 		buf = pool.Get().(*[]byte)
-		if s.raw == nil || s.ahead != nil {
-			n, err = s.Read(*buf)
+		if s.raw == nil || a.buf != nil {
+			n, err = s.Read((*buf)[at:])
 		} else {
-			n, err = s.readOrPush(*buf)
-			s.note((*buf)[:n])
+			n, err = s.readOrPush((*buf)[at:])
+			s.note((*buf)[at : at+n])
 		}
 		if n > 0 {
 			return buf, n, nil // an error comes again
@@ -189,33 +209,33 @@ func (s *Conn) Receive(pool *sync.Pool) (buf *[]byte, n int, err error) {
 			return nil, 0, err
 		}
 	}
-	if s.receive == nil {
-		s.receive = func(fd uintptr) bool {
-			b := s.pool.Get().(*[]byte)
+	if a.receive == nil {
+		a.receive = func(fd uintptr) bool {
+			b := a.pool.Get().(*[]byte)
 			for {
-				if s.received, s.unread = unix.Read(int(fd), *b); s.unread != unix.EINTR {
+				if a.received, a.failed = unix.Read(int(fd), (*b)[a.at:]); a.failed != unix.EINTR {
 					break
 				}
 			}
-			if s.received > 0 {
-				s.into = b
+			if a.received > 0 {
+				a.into = b
 				return true
 			}
-			s.pool.Put(b)
-			return s.unread != unix.EAGAIN
+			a.pool.Put(b)
+			return a.failed != unix.EAGAIN
 		}
 	}
-	s.pool, s.into, s.received, s.unread = pool, nil, 0, nil
-	err = s.raw.Read(s.receive)
-	buf, s.into = s.into, nil
+	a.pool, a.at, a.into, a.received, a.failed = pool, at, nil, 0, nil
+	err = s.raw.Read(a.receive)
+	buf, a.into = a.into, nil
 	switch {
 	case buf != nil:
-		s.note((*buf)[:s.received])
-		return buf, s.received, nil
+		s.note((*buf)[at : at+a.received])
+		return buf, a.received, nil
 	case err != nil:
 		return nil, 0, err
-	case s.unread != nil:
-		return nil, 0, s.failure("read", s.unread)
+	case a.failed != nil:
+		return nil, 0, s.failure("read", a.failed)
 	}
 	return nil, 0, io.EOF
 }
@@ -371,6 +391,9 @@ func (s *Conn) Peek() State {
 	}
 	if err := s.raw.Control(s.peek); err != nil {
 		return Broken
+	}
+	if s.peeked != Broken && s.ahead != nil && s.ahead.any.Load() {
+		return Pending
 	}
 	return s.peeked
 }

@@ -430,23 +430,32 @@ func TestInSteps(t *testing.T) {
 	if len(got) != 5+1+5+100+5 || s.In != int64(len(got)) {
 		t.Fatalf("%d bytes, %d counted", len(got), s.In)
 	}
-	if s.ahead == nil {
+	if !s.ahead.has() {
 		t.Fatal("nothing came with it, so nothing is tested")
 	}
+	_ = client.CloseWrite()
+	time.Sleep(20 * time.Millisecond)
+	if s.Peek() != Pending {
+		t.Error("the end hides what was read ahead")
+	}
+	calls := 0
+	s.Before = func() { calls++ }
 	s.InSteps(false)
 	for len(got) < len(sent) {
+		if s.ahead.has() && calls > 0 {
+			t.Error("told before a read that cannot wait")
+		}
 		n, err := s.Read(buf)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got = append(got, buf[:n]...)
 	}
-	if !bytes.Equal(got, sent) || s.Records != 5 || s.In != int64(len(sent)) || s.ahead != nil {
+	if !bytes.Equal(got, sent) || s.Records != 5 || s.In != int64(len(sent)) || s.ahead.has() {
 		t.Errorf("%d bytes of %d, %d records, %d counted", len(got), len(sent), s.Records, s.In)
 	}
-	_ = client.CloseWrite()
-	if n, err := s.Read(buf); n > 0 || err != io.EOF {
-		t.Errorf("%d, %v", n, err)
+	if n, err := s.Read(buf); n > 0 || err != io.EOF || calls == 0 {
+		t.Errorf("%d, %v, told %d times", n, err, calls)
 	}
 }
 
@@ -457,7 +466,7 @@ func TestReceive(t *testing.T) {
 	pool := &sync.Pool{New: func() any { out++; b := make([]byte, size); return &b }}
 	next := func(t *testing.T, s *Conn, want string) {
 		t.Helper()
-		buf, n, err := s.Receive(pool)
+		buf, n, err := s.Receive(pool, 0)
 		if err != nil || string((*buf)[:n]) != want {
 			t.Fatalf("%d bytes, %v", n, err)
 		}
@@ -468,7 +477,7 @@ func TestReceive(t *testing.T) {
 		s := New(raw, true)
 		got := make(chan string, 1)
 		go func() {
-			buf, n, err := s.Receive(pool)
+			buf, n, err := s.Receive(pool, 0)
 			if err != nil {
 				got <- err.Error()
 				return
@@ -485,7 +494,7 @@ func TestReceive(t *testing.T) {
 		client, raw := pair(t)
 		s := New(raw, false)
 		_ = client.CloseWrite()
-		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || err != io.EOF {
+		if buf, n, err := s.Receive(pool, 0); buf != nil || n > 0 || err != io.EOF {
 			t.Errorf("%d, %v", n, err)
 		}
 		client, raw = pair(t)
@@ -493,17 +502,17 @@ func TestReceive(t *testing.T) {
 		_ = client.SetLinger(0)
 		client.Close()
 		time.Sleep(20 * time.Millisecond) // Peek would take the error
-		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, unix.ECONNRESET) {
+		if buf, n, err := s.Receive(pool, 0); buf != nil || n > 0 || !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("%d, %v", n, err)
 		}
 		_, raw = pair(t)
 		s = New(raw, false)
 		_ = s.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if buf, n, err := s.Receive(pool, 0); buf != nil || n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%d, %v", n, err)
 		}
 		s.Close()
-		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || !errors.Is(err, net.ErrClosed) {
+		if buf, n, err := s.Receive(pool, 0); buf != nil || n > 0 || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%d, %v", n, err)
 		}
 	})
@@ -541,7 +550,7 @@ func TestReceive(t *testing.T) {
 		s := New(struct{ net.Conn }{raw}, false)
 		next(t, s, "x")
 		_ = client.CloseWrite()
-		if buf, n, err := s.Receive(pool); buf != nil || n > 0 || err != io.EOF {
+		if buf, n, err := s.Receive(pool, 0); buf != nil || n > 0 || err != io.EOF {
 			t.Errorf("%d, %v", n, err)
 		}
 	})

@@ -169,8 +169,8 @@ func (h *Handover) Sent(p []byte) {
 	}
 }
 
-// wipe forgets the secrets.
-func (h *Handover) wipe() {
+// Wipe forgets the secrets. Take does it too.
+func (h *Handover) Wipe() {
 	clear(h.client)
 	clear(h.server)
 	*h = Handover{}

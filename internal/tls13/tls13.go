@@ -46,7 +46,10 @@ const (
 	maxUseless         = 16   // records in a row that carry nothing, as crypto/tls has it
 	freeUseless        = 4096 // of a whole connection, beyond one for each that carries something
 	recordsAtOnce      = 4    // that are written with one system call
-	recordRoom         = headerSize + maxPlaintext + 1 + tagSize
+	overhead           = headerSize + 1 + tagSize
+	recordRoom         = maxPlaintext + overhead
+	shortRoom          = 4 << 10
+	restRoom           = 2 << 10
 	receiveRoom        = 2 * (headerSize + maxCiphertext)
 	protected, version = applicationData, 0x0303
 )
@@ -60,7 +63,8 @@ type Conn struct {
 	in      half
 	raw     *[]byte // received and not used yet is (*raw)[r:w]; nil when nothing is
 	r, w    int
-	plain   []byte // of the record at hand, decrypted in raw
+	rest    *[]byte // in place of raw: the beginning of a record, while the rest is waited for
+	plain   []byte  // of the record at hand, decrypted in raw
 	readErr error
 	begun   [keyUpdateSize]byte // a message of the handshake that came in parts
 	parts   int
@@ -81,7 +85,7 @@ type Conn struct {
 // presented are the client's certificates, for ConnectionState: what crypto/tls has parsed, or equal ones.
 // What crypto/tls has read must end with the handshake (socket.Conn.InSteps). tc must not be used any more.
 func Take(tc *tls.Conn, wire *socket.Conn, h *Handover, presented []*x509.Certificate) *Conn {
-	defer h.wipe()
+	defer h.Wipe()
 	state := tc.ConnectionState()
 	s := suites[state.CipherSuite]
 	if s == nil || // those of TLS 1.3 are used in no other version
@@ -126,7 +130,11 @@ func (c *Conn) Read(p []byte) (n int, err error) {
 			c.plain = c.plain[m:]
 			n += m
 		}
-		if len(c.plain) > 0 || n == len(p) {
+		if len(c.plain) > 0 {
+			return n, nil
+		}
+		if n == len(p) {
+			c.release()
 			return n, nil
 		}
 		if c.readErr != nil {
@@ -163,7 +171,7 @@ func (c *Conn) whole() []byte {
 		return nil
 	}
 	size := int(b[3])<<8 | int(b[4])
-	if size > maxCiphertext {
+	if size > maxCiphertext || b[1] != version>>8 || b[2] != version&0xff {
 		size = 0 // open says so
 	}
 	if len(b) < headerSize+size {
@@ -181,12 +189,29 @@ func (c *Conn) release() {
 	}
 }
 
+// rests hold what has come of a record, as long as that is little: who sends one byte and waits is to cost no large buffer.
+var rests = sync.Pool{New: func() any { b := make([]byte, 0, restRoom); return &b }}
+
 // receive waits for more of the next record.
 func (c *Conn) receive() (err error) {
 	c.release()
+	if c.raw != nil && c.w-c.r <= restRoom {
+		c.rest = rests.Get().(*[]byte)
+		*c.rest = append((*c.rest)[:0], (*c.raw)[c.r:c.w]...)
+		c.r = c.w
+		c.release()
+	}
 	n := 0
 	if c.raw == nil {
-		c.raw, n, err = c.Conn.Receive(&received)
+		ahead := 0
+		if c.rest != nil {
+			ahead = len(*c.rest)
+		}
+		if c.raw, n, err = c.Conn.Receive(&received, ahead); c.raw != nil && c.rest != nil {
+			c.w = copy(*c.raw, *c.rest)
+			rests.Put(c.rest)
+			c.rest = nil
+		}
 	} else {
 		b := *c.raw
 		if c.r > 0 && len(b)-c.r < headerSize+maxCiphertext {
@@ -199,7 +224,7 @@ func (c *Conn) receive() (err error) {
 	if n > 0 || err == nil {
 		return nil // an error comes again
 	}
-	if err == io.EOF && c.raw != nil {
+	if err == io.EOF && (c.raw != nil || c.rest != nil) {
 		err = io.ErrUnexpectedEOF
 	}
 	if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
@@ -356,8 +381,24 @@ func (c *Conn) fail(alert byte, why string) error {
 	return err
 }
 
-// seals are buffers for records on their way out.
-var seals = sync.Pool{New: func() any { b := make([]byte, 0, recordsAtOnce*recordRoom); return &b }}
+// short, single and several are buffers for records on their way out: who does not read is to hold no larger one than what is
+// written takes.
+var (
+	short   = sync.Pool{New: func() any { b := make([]byte, 0, shortRoom); return &b }}
+	single  = sync.Pool{New: func() any { b := make([]byte, 0, recordRoom); return &b }}
+	several = sync.Pool{New: func() any { b := make([]byte, 0, recordsAtOnce*recordRoom); return &b }}
+)
+
+// seals are those for n bytes.
+func seals(n int) *sync.Pool {
+	switch {
+	case n <= shortRoom-overhead:
+		return &short
+	case n <= maxPlaintext:
+		return &single
+	}
+	return &several
+}
 
 // say writes one record that is not application data. With the lock held.
 func (c *Conn) say(kind byte, content []byte) error {
@@ -399,15 +440,16 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		return 0, errClosed
 	}
 	defer func() { c.writeErr = err }()
-	buf := seals.Get().(*[]byte)
-	defer seals.Put(buf)
+	pool := seals(len(p))
+	buf := pool.Get().(*[]byte)
+	defer pool.Put(buf)
 	for len(p) > 0 {
 		out, taken := (*buf)[:0], 0
-		for len(p) > 0 && len(out)+recordRoom <= cap(out) {
-			if c.out.seq >= c.out.suite.limit {
+		for len(p) > 0 && c.out.seq < c.out.suite.limit {
+			m := min(len(p), maxPlaintext)
+			if len(out)+m+overhead > cap(out) {
 				break
 			}
-			m := min(len(p), maxPlaintext)
 			if out, err = c.seal(out, applicationData, p[:m]); err != nil {
 				return n, err
 			}

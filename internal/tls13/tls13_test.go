@@ -32,21 +32,22 @@ func TestRefusals(t *testing.T) {
 		alert byte
 		text  string
 	}{
-		"header: another version":     {func(p *peer) []byte { return flip(p.record(applicationData, []byte("x"), 0), 2) }, protocolVersion, "version 302"},
-		"header: ChangeCipherSpec":    {func(p *peer) []byte { return []byte{changeCipherSpec, 3, 3, 0, 1, 1} }, unexpectedMessage, "type 20 in clear"},
-		"header: alert in clear":      {func(p *peer) []byte { return []byte{alertRecord, 3, 3, 0, 2, warning, closeNotify} }, unexpectedMessage, "type 21 in clear"},
-		"header: handshake in clear":  {func(p *peer) []byte { return append([]byte{handshake, 3, 3, 0, 5}, update...) }, unexpectedMessage, "type 22 in clear"},
-		"header: no such type":        {func(p *peer) []byte { return []byte{0, 3, 3, 0, 1, 1} }, unexpectedMessage, "type 0 in clear"},
-		"header: too long":            {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0x41, 1} }, recordOverflow, "16641 bytes"},
-		"header: as long as it gets":  {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0xff, 0xff} }, recordOverflow, "65535 bytes"},
-		"sealed: nothing":             {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0, 0} }, badRecordMAC, ""},
-		"sealed: shorter than a tag":  {func(p *peer) []byte { return append([]byte{applicationData, 3, 3, 0, 15}, make([]byte, 15)...) }, badRecordMAC, ""},
-		"sealed: a tag and no type":   {func(p *peer) []byte { b := p.record(0, nil, 0); return b }, unexpectedMessage, "without a type"},
-		"sealed: the first byte":      {func(p *peer) []byte { return flip(p.record(applicationData, []byte("hello"), 0), headerSize) }, badRecordMAC, ""},
-		"sealed: the tag":             {func(p *peer) []byte { b := p.record(applicationData, []byte("hello"), 0); return flip(b, len(b)-1) }, badRecordMAC, ""},
-		"sealed: the length":          {func(p *peer) []byte { b := p.record(applicationData, []byte("hello"), 0); b[4]--; return b[:len(b)-1] }, badRecordMAC, ""},
-		"sealed: by another key":      {func(p *peer) []byte { _ = p.out.next(); return p.record(applicationData, []byte("hello"), 0) }, badRecordMAC, ""},
-		"sealed: by the server's key": {func(p *peer) []byte { p.out = p.in; return p.record(applicationData, []byte("hello"), 0) }, badRecordMAC, ""},
+		"header: another version":                    {func(p *peer) []byte { return flip(p.record(applicationData, []byte("x"), 0), 2) }, protocolVersion, "version 302"},
+		"header: another version, and no more of it": {func(p *peer) []byte { return []byte{applicationData, 3, 1, 0x40, 0} }, protocolVersion, "version 301"},
+		"header: ChangeCipherSpec":                   {func(p *peer) []byte { return []byte{changeCipherSpec, 3, 3, 0, 1, 1} }, unexpectedMessage, "type 20 in clear"},
+		"header: alert in clear":                     {func(p *peer) []byte { return []byte{alertRecord, 3, 3, 0, 2, warning, closeNotify} }, unexpectedMessage, "type 21 in clear"},
+		"header: handshake in clear":                 {func(p *peer) []byte { return append([]byte{handshake, 3, 3, 0, 5}, update...) }, unexpectedMessage, "type 22 in clear"},
+		"header: no such type":                       {func(p *peer) []byte { return []byte{0, 3, 3, 0, 1, 1} }, unexpectedMessage, "type 0 in clear"},
+		"header: too long":                           {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0x41, 1} }, recordOverflow, "16641 bytes"},
+		"header: as long as it gets":                 {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0xff, 0xff} }, recordOverflow, "65535 bytes"},
+		"sealed: nothing":                            {func(p *peer) []byte { return []byte{applicationData, 3, 3, 0, 0} }, badRecordMAC, ""},
+		"sealed: shorter than a tag":                 {func(p *peer) []byte { return append([]byte{applicationData, 3, 3, 0, 15}, make([]byte, 15)...) }, badRecordMAC, ""},
+		"sealed: a tag and no type":                  {func(p *peer) []byte { b := p.record(0, nil, 0); return b }, unexpectedMessage, "without a type"},
+		"sealed: the first byte":                     {func(p *peer) []byte { return flip(p.record(applicationData, []byte("hello"), 0), headerSize) }, badRecordMAC, ""},
+		"sealed: the tag":                            {func(p *peer) []byte { b := p.record(applicationData, []byte("hello"), 0); return flip(b, len(b)-1) }, badRecordMAC, ""},
+		"sealed: the length":                         {func(p *peer) []byte { b := p.record(applicationData, []byte("hello"), 0); b[4]--; return b[:len(b)-1] }, badRecordMAC, ""},
+		"sealed: by another key":                     {func(p *peer) []byte { _ = p.out.next(); return p.record(applicationData, []byte("hello"), 0) }, badRecordMAC, ""},
+		"sealed: by the server's key":                {func(p *peer) []byte { p.out = p.in; return p.record(applicationData, []byte("hello"), 0) }, badRecordMAC, ""},
 		"order: one left out": {func(p *peer) []byte {
 			p.record(applicationData, []byte("a"), 0)
 			return p.record(applicationData, []byte("b"), 0)
@@ -609,6 +610,53 @@ func TestTake(t *testing.T) {
 		}
 		if Take(tc, wire, h, nil) != nil {
 			t.Error("it was taken over")
+		}
+	})
+}
+
+// TestHolds: a client that stops costs no large buffer.
+func TestHolds(t *testing.T) {
+	r := newRig(t)
+	for _, sent := range []int{1, headerSize, 1000, restRoom, restRoom + 1, 10_000} {
+		t.Run(fmt.Sprint("with ", sent, " bytes of a record"), func(t *testing.T) {
+			c, p := r.taken(t)
+			want := bytes.Repeat([]byte("abcdefg"), maxPlaintext/7)
+			record := append(p.record(applicationData, []byte("x"), 0), p.record(applicationData, want, 0)...)
+			cut := headerSize + 1 + overhead - headerSize + sent
+			p.send(record[:cut])
+			got := make([]byte, len(want)+1)
+			if n, err := c.Read(got); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+			if _, err := c.Read(got[1:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			if small := sent <= restRoom; (c.raw == nil) != small || (c.rest != nil) != small {
+				t.Errorf("a large buffer: %v, a small one: %v", c.raw != nil, c.rest != nil)
+			}
+			_ = c.SetReadDeadline(time.Time{})
+			p.send(record[cut:])
+			if _, err := io.ReadFull(c, got[1:]); err != nil || !bytes.Equal(got[1:], want) {
+				t.Errorf("not what was sent, %v", err)
+			}
+			if c.raw != nil || c.rest != nil {
+				t.Error("something is held in the end")
+			}
+		})
+	}
+	t.Run("nothing when all that was asked for is read", func(t *testing.T) {
+		c, p := r.taken(t)
+		p.send(p.record(applicationData, []byte("hello"), 0))
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil || c.raw != nil {
+			t.Error(err, c.raw != nil)
+		}
+	})
+	t.Run("who does not read", func(t *testing.T) {
+		for n, most := range map[int]int{1: shortRoom, shortRoom - overhead: shortRoom, shortRoom - overhead + 1: recordRoom, maxPlaintext: recordRoom, maxPlaintext + 1: recordsAtOnce * recordRoom} {
+			if got := cap(*seals(n).Get().(*[]byte)); got != most || got < min(n, maxPlaintext)+overhead {
+				t.Errorf("a buffer of %d bytes for %d, expected %d", got, n, most)
+			}
 		}
 	})
 }
