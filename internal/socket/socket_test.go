@@ -407,7 +407,7 @@ func TestInSteps(t *testing.T) {
 		return append([]byte{applicationData, 3, 3, byte(n >> 8), byte(n)}, bytes.Repeat([]byte{byte(n)}, n)...)
 	}
 	var sent []byte
-	for _, n := range []int{1, 100, 0, 5000, 7} {
+	for _, n := range []int{1, 100, 0, 3000, 7} {
 		sent = append(sent, record(n)...)
 	}
 	client, raw := pair(t)
@@ -445,7 +445,7 @@ func TestInSteps(t *testing.T) {
 		if s.ahead.has() && calls > 0 {
 			t.Error("told before a read that cannot wait")
 		}
-		n, err := s.Read(buf)
+		n, err := s.Read(buf[:1000])
 		if err != nil {
 			t.Fatal(err)
 		}
