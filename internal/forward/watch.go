@@ -185,8 +185,8 @@ type Watch struct {
 	shed    atomic.Bool // ended for want of memory
 	forced  atomic.Bool // ended with the process
 	mu      sync.Mutex
+	marred  bool // target was given a deadline that has passed: it is of no use to anybody else
 	target  deadliner
-	marred  bool   // target was given a deadline that has passed: it is of no use to anybody else
 	stopped func() // ends a wait that is not on a connection
 }
 

@@ -145,13 +145,14 @@ func TestPark(t *testing.T) {
 	})
 }
 
-// TestSizes: what a connection is without the experiment fills a size class of the allocator; a byte more costs 128.
+// TestSizes: what a connection is without the experiment fills size classes of the allocator; a byte more costs 128 and 16.
 func TestSizes(t *testing.T) {
-	if n := unsafe.Sizeof(conn{}); n > 1024 {
-		t.Errorf("a connection has %d bytes, expected at most 1024", n)
+	// Above 512 bytes the allocator has 8 of its own.
+	if n := unsafe.Sizeof(conn{}); n > 1024-8 {
+		t.Errorf("a connection has %d bytes, expected at most 1016", n)
 	}
-	if n := unsafe.Sizeof(socket.Conn{}); n > 208 {
-		t.Errorf("its socket has %d bytes, expected at most 208", n)
+	if n := unsafe.Sizeof(socket.Conn{}); n > 192 {
+		t.Errorf("its socket has %d bytes, expected at most 192", n)
 	}
 }
 

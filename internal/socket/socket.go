@@ -50,14 +50,15 @@ type Conn struct {
 	alert   atomic.Bool // the last record can have been an alert; read by whoever peeks
 
 	one    [1]byte
-	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
+	steps  bool
 	peeked State
+	asked  bool
+	peek   func(fd uintptr) // bound once, so that Peek allocates nothing
 
-	ahead *ahead // nil until InSteps or Receive is called
+	ahead atomic.Pointer[window] // nil for nothing; whoever peeks asks for that
 
 	push    func(fd uintptr) bool // bound when it is first needed, as ask
 	ask     func(fd uintptr) bool
-	asked   bool
 	pushing []byte
 	pushed  int
 	failed  error
@@ -98,11 +99,12 @@ func (s *Conn) Read(p []byte) (int, error) {
 	if s.MuteOnRead {
 		s.Mute, s.MuteOnRead = true, false
 	}
-	if s.Before != nil && !s.ahead.has() { // what is here already is not waited for
+	here := s.ahead.Load() != nil
+	if s.Before != nil && !here { // what is here already is not waited for
 		s.Before()
 	}
 	n, err := 0, error(nil)
-	if s.ahead.has() || s.ahead != nil && s.ahead.steps {
+	if here || s.steps {
 		n, err = s.step(p)
 	} else {
 		n, err = s.take(p)
@@ -132,71 +134,79 @@ func (s *Conn) note(p []byte) {
 	}
 }
 
-// ahead is for who reads record by record, or into buffers that he does not hold while he waits.
-type ahead struct {
-	steps bool
-	// What was read and is still to be handed over is (*buf)[from:to]; buf is nil for nothing. any says so to whoever peeks.
-	buf      *[]byte
+// window is what has come with a record and belongs to later ones: b[from:to].
+type window struct {
 	from, to int
-	any      atomic.Bool
-
-	receive  func(fd uintptr) bool // bound when it is first needed
-	pool     *sync.Pool
-	at       int
-	into     *[]byte
-	received int
-	failed   error
+	b        [4<<10 - 16]byte
 }
 
-func (a *ahead) has() bool { return a != nil && a.buf != nil }
-
-// readAhead is s.ahead, made when it is first needed.
-func (s *Conn) readAhead() *ahead {
-	if s.ahead == nil {
-		s.ahead = new(ahead)
-	}
-	return s.ahead
-}
-
-// aheads hold what has come with a record and belongs to later ones.
-var aheads = sync.Pool{New: func() any { b := make([]byte, 4<<10); return &b }}
+var windows = sync.Pool{New: func() any { return new(window) }}
 
 // InSteps has Read hand over at most what is left of one TLS record, or of its header, so that whoever reads record by record
 // takes nothing of the next. What came with it is here for later reads, in steps or not. For the reader of a connection that
 // follows records, before anybody peeks.
-func (s *Conn) InSteps(on bool) { s.readAhead().steps = on }
+func (s *Conn) InSteps(on bool) { s.steps = on }
 
 // step reads, ahead of what is asked for, and hands over what belongs to the record at hand, or all if not in steps.
 func (s *Conn) step(p []byte) (n int, err error) {
-	a := s.ahead
-	if a.buf == nil {
-		a.buf, a.from, a.to = aheads.Get().(*[]byte), 0, 0
-		a.to, err = s.take(*a.buf)
+	w := s.ahead.Load()
+	if w == nil {
+		w = windows.Get().(*window)
+		w.from = 0
+		w.to, err = s.take(w.b[:])
 	}
-	if limit := s.left; a.steps {
+	if limit := s.left; s.steps {
 		if limit == 0 {
 			limit = len(s.header) - int(s.have)
 		}
 		p = p[:min(len(p), limit)]
 	}
-	n = copy(p, (*a.buf)[a.from:a.to])
-	a.from += n
-	a.any.Store(a.from < a.to)
-	if a.from == a.to {
-		aheads.Put(a.buf)
-		a.buf = nil
+	n = copy(p, w.b[w.from:w.to])
+	if w.from += n; w.from < w.to {
+		s.ahead.Store(w)
+	} else {
+		s.ahead.Store(nil)
+		windows.Put(w)
 	}
 	return n, err
 }
+
+// receipt is a call of Receive. It is kept for the next call, of any connection, so that read is bound once.
+type receipt struct {
+	read   func(fd uintptr) bool
+	pool   *sync.Pool
+	at     int
+	into   *[]byte // nil if nothing has come
+	n      int
+	failed error
+}
+
+var receipts = sync.Pool{New: func() any {
+	r := new(receipt)
+	r.read = func(fd uintptr) bool {
+		b := r.pool.Get().(*[]byte)
+		for {
+			if r.n, r.failed = unix.Read(int(fd), (*b)[r.at:]); r.failed != unix.EINTR {
+				break
+			}
+		}
+		if r.n > 0 {
+			r.into = b
+			return true
+		}
+		r.pool.Put(b)
+		return r.failed != unix.EAGAIN
+	}
+	return r
+}}
 
 // Receive reads what has arrived into a buffer, behind its first at bytes, which it takes from pool only when there is
 // something: whoever waits in it holds none. The buffer is nil with an error. For the reader, when it has no use for what Before
 // and the Mutes do.
 func (s *Conn) Receive(pool *sync.Pool, at int) (buf *[]byte, n int, err error) {
-	a := s.readAhead()
-	if s.raw == nil || s.held || a.buf != nil {
+	if here := s.ahead.Load() != nil; s.raw == nil || s.held || here {
 		buf = pool.Get().(*[]byte)
-		if s.raw == nil || a.buf != nil {
+		if s.raw == nil || here {
 			n, err = s.Read((*buf)[at:])
 		} else {
 			n, err = s.readOrPush((*buf)[at:])
@@ -209,33 +219,21 @@ func (s *Conn) Receive(pool *sync.Pool, at int) (buf *[]byte, n int, err error) 
 			return nil, 0, err
 		}
 	}
-	if a.receive == nil {
-		a.receive = func(fd uintptr) bool {
-			b := a.pool.Get().(*[]byte)
-			for {
-				if a.received, a.failed = unix.Read(int(fd), (*b)[a.at:]); a.failed != unix.EINTR {
-					break
-				}
-			}
-			if a.received > 0 {
-				a.into = b
-				return true
-			}
-			a.pool.Put(b)
-			return a.failed != unix.EAGAIN
-		}
-	}
-	a.pool, a.at, a.into, a.received, a.failed = pool, at, nil, 0, nil
-	err = s.raw.Read(a.receive)
-	buf, a.into = a.into, nil
+	r := receipts.Get().(*receipt)
+	defer func() {
+		r.pool, r.into, r.failed = nil, nil, nil
+		receipts.Put(r)
+	}()
+	r.pool, r.at = pool, at
+	err = s.raw.Read(r.read)
 	switch {
-	case buf != nil:
-		s.note((*buf)[at : at+a.received])
-		return buf, a.received, nil
+	case r.into != nil:
+		s.note((*r.into)[at : at+r.n])
+		return r.into, r.n, nil
 	case err != nil:
 		return nil, 0, err
-	case a.failed != nil:
-		return nil, 0, s.failure("read", a.failed)
+	case r.failed != nil:
+		return nil, 0, s.failure("read", r.failed)
 	}
 	return nil, 0, io.EOF
 }
@@ -392,7 +390,7 @@ func (s *Conn) Peek() State {
 	if err := s.raw.Control(s.peek); err != nil {
 		return Broken
 	}
-	if s.peeked != Broken && s.ahead != nil && s.ahead.any.Load() {
+	if s.peeked != Broken && s.ahead.Load() != nil {
 		return Pending
 	}
 	return s.peeked

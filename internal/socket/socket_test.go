@@ -430,7 +430,7 @@ func TestInSteps(t *testing.T) {
 	if len(got) != 5+1+5+100+5 || s.In != int64(len(got)) {
 		t.Fatalf("%d bytes, %d counted", len(got), s.In)
 	}
-	if !s.ahead.has() {
+	if s.ahead.Load() == nil {
 		t.Fatal("nothing came with it, so nothing is tested")
 	}
 	_ = client.CloseWrite()
@@ -442,7 +442,7 @@ func TestInSteps(t *testing.T) {
 	s.Before = func() { calls++ }
 	s.InSteps(false)
 	for len(got) < len(sent) {
-		if s.ahead.has() && calls > 0 {
+		if s.ahead.Load() != nil && calls > 0 {
 			t.Error("told before a read that cannot wait")
 		}
 		n, err := s.Read(buf[:1000])
@@ -451,7 +451,7 @@ func TestInSteps(t *testing.T) {
 		}
 		got = append(got, buf[:n]...)
 	}
-	if !bytes.Equal(got, sent) || s.Records != 5 || s.In != int64(len(sent)) || s.ahead.has() {
+	if !bytes.Equal(got, sent) || s.Records != 5 || s.In != int64(len(sent)) || s.ahead.Load() != nil {
 		t.Errorf("%d bytes of %d, %d records, %d counted", len(got), len(sent), s.Records, s.In)
 	}
 	if n, err := s.Read(buf); n > 0 || err != io.EOF || calls == 0 {
