@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -8,6 +9,8 @@ import (
 
 	"countersign/internal/eventloop"
 	"countersign/internal/forward"
+	"countersign/internal/limit"
+	"countersign/internal/record"
 	"countersign/internal/snapshot"
 	"countersign/internal/socket"
 )
@@ -158,7 +161,7 @@ func TestSizes(t *testing.T) {
 
 // TestForgetHandover: of a handshake that came to nothing no secret stays.
 func TestForgetHandover(t *testing.T) {
-	c, _ := parkable(t)
+	c, client := parkable(t)
 	c.listener = &active{Listener: &snapshot.Listener{Protocol: snapshot.HTTPS}}
 	c.prepareHandover()
 	if c.handover() == nil {
@@ -166,5 +169,16 @@ func TestForgetHandover(t *testing.T) {
 	}
 	if c.forgetHandover(); c.handover() != nil {
 		t.Error("it is still there")
+	}
+	book := record.NewBook(io.Discard)
+	defer book.Close()
+	c.f.handshakes, c.book = limit.NewHandshakes(limit.HandshakeSettings{}), book.Listener("l")
+	_, _ = client.Write([]byte("nothing that TLS begins with"))
+	client.Close()
+	if c.handshake() {
+		t.Fatal("it has succeeded")
+	}
+	if c.handover() != nil {
+		t.Error("a handshake that failed has left it there")
 	}
 }
