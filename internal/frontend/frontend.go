@@ -527,7 +527,7 @@ func (f *Frontend) Drain(ctx context.Context) {
 				e.conn.sock.Reset() // what came over it so far must not look like all (E21)
 			}
 			e.conn.sock.Close()
-			e.conn.rouse(time.Now()) // of a connection that is closed the system tells nothing
+			e.conn.rouse(time.Now())
 		})
 		if n > 0 {
 			f.log.Warn("connections were cut at the end of the drain time or by a second signal", "reason", reason.ShutdownForced.String(), "connections", n)

@@ -16,7 +16,8 @@ import (
 
 // The experiment event_loop: a connection of HTTP/1.1 that has no request for dozeAfter waits without a goroutine, and its TLS
 // 1.3 without crypto/tls. A goroutine gets it back for the next request, and for whatever else would have woken the one that
-// waited: all of that goes through line.
+// waited: all of that goes through line. Of a connection that is closed the system tells nothing, so who closes one that he does
+// not serve calls rouse.
 
 // parking is what a connection needs for that.
 type parking struct {

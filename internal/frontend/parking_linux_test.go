@@ -3,6 +3,7 @@ package frontend
 import (
 	"io"
 	"net"
+	"reflect"
 	"testing"
 	"time"
 	"unsafe"
@@ -164,11 +165,18 @@ func TestForgetHandover(t *testing.T) {
 	c, client := parkable(t)
 	c.listener = &active{Listener: &snapshot.Listener{Protocol: snapshot.HTTPS}}
 	c.prepareHandover()
-	if c.handover() == nil {
+	h := c.handover()
+	if h == nil {
 		t.Fatal("there is none")
 	}
-	if c.forgetHandover(); c.handover() != nil {
+	_, _ = h.Write([]byte("SERVER_TRAFFIC_SECRET_0 00 0a0b\n"))
+	if c.forgetHandover(); c.handover() != nil || !reflect.ValueOf(h).Elem().IsZero() {
 		t.Error("it is still there")
+	}
+	_ = c.sock.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, _ = client.Write([]byte("more than a record's header"))
+	if n, err := io.ReadAtLeast(c.sock, make([]byte, 100), 6); err != nil || n < 27 {
+		t.Errorf("what came is read in steps: %d bytes first, %v", n, err)
 	}
 	book := record.NewBook(io.Discard)
 	defer book.Close()

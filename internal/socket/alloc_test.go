@@ -5,6 +5,7 @@ package socket
 import (
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestReceiveAllocations: what comes costs no object.
@@ -18,6 +19,18 @@ func TestReceiveAllocations(t *testing.T) {
 		pool.Put(buf)
 	}); n > 0.1 {
 		t.Errorf("%v objects", n)
+	}
+	go func() {
+		for range 21 {
+			time.Sleep(2 * time.Millisecond)
+			_, _ = client.Write([]byte("x"))
+		}
+	}()
+	if n := testing.AllocsPerRun(20, func() { // behind waits
+		buf, _, _ := s.Receive(pool, 0)
+		pool.Put(buf)
+	}); n > 0.5 {
+		t.Errorf("%v objects behind a wait", n)
 	}
 	// Nor does a connection keep an object of its own for it: made between what a handshake leaves behind, it would hold up a
 	// page of that (96 bytes took two thousand).

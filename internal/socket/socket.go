@@ -144,7 +144,7 @@ var windows = sync.Pool{New: func() any { return new(window) }}
 
 // InSteps has Read hand over at most what is left of one TLS record, or of its header, so that whoever reads record by record
 // takes nothing of the next. What came with it is here for later reads, in steps or not. For the reader of a connection that
-// follows records, before anybody peeks.
+// follows records.
 func (s *Conn) InSteps(on bool) { s.steps = on }
 
 // step reads, ahead of what is asked for, and hands over what belongs to the record at hand, or all if not in steps.

@@ -73,6 +73,18 @@ func TestPeek(t *testing.T) {
 	}
 
 	client, raw = pair(t)
+	s = New(raw, true)
+	s.InSteps(true)
+	_, _ = client.Write([]byte("\x17\x03\x03\x00\x01x"))
+	_, _ = s.Read(make([]byte, 5))
+	if s.ahead.Load() == nil || s.Peek() != Pending {
+		t.Fatal("nothing was read ahead, or it is not seen")
+	}
+	_ = client.SetLinger(0)
+	client.Close()
+	eventually(t, Broken, s.Peek) // what was read ahead does not hide it
+
+	client, raw = pair(t)
 	s = New(raw, false)
 	_, _ = client.Write([]byte("x"))
 	eventually(t, Pending, s.Peek)
@@ -544,6 +556,34 @@ func TestReceive(t *testing.T) {
 			t.Error("50 times took", d)
 		}
 	})
+	one, two := "\x17\x03\x03\x00\x01x", "\x15\x03\x03\x00\x01y"
+	for name, come := range map[string]func(s *Conn, say func(string)){
+		"from the system": func(_ *Conn, say func(string)) { say(two) },
+		"with something held back": func(s *Conn, say func(string)) {
+			s.held = true
+			say(two)
+		},
+		"read ahead": func(s *Conn, say func(string)) {
+			s.InSteps(true)
+			say(one + two)
+			_, _ = io.ReadFull(s, make([]byte, 6))
+			s.InSteps(false)
+			s.In, s.Records = 0, 0
+		},
+	} {
+		t.Run("behind what is there/"+name, func(t *testing.T) {
+			client, raw := pair(t)
+			s := New(raw, true)
+			come(s, func(text string) { _, _ = client.Write([]byte(text)) })
+			buf, n, err := s.Receive(pool, 7)
+			if err != nil || string((*buf)[7:7+n]) != two {
+				t.Fatal(n, err)
+			}
+			if s.In != 6 || s.Records != 1 || !s.Whole() || !s.MayBeAlert() {
+				t.Errorf("%d bytes, %d records, whole: %v, an alert: %v", s.In, s.Records, s.Whole(), s.MayBeAlert())
+			}
+		})
+	}
 	t.Run("without a descriptor", func(t *testing.T) {
 		client, raw := pair(t)
 		_, _ = client.Write([]byte("x"))

@@ -123,6 +123,7 @@ type Handover struct {
 
 	client, server []byte // the traffic secrets of application data
 	last           []byte // the last record that was written since they are known
+	writes         int    // since then
 }
 
 // Write takes a line of the key log, and wipes it: crypto/tls has made it for this call alone.
@@ -156,6 +157,7 @@ func (h *Handover) Sent(p []byte) {
 	if h.server == nil {
 		return
 	}
+	h.writes++
 	h.last = h.last[:0]
 	for len(p) >= headerSize {
 		n := headerSize + int(p[3])<<8 + int(p[4])
@@ -177,7 +179,8 @@ func (h *Handover) Wipe() {
 }
 
 // began reports whether out, whose first record is the next one, is where crypto/tls is with what it sends: before its first
-// record under these keys, or behind its only one, a session ticket, which is opened to see. seq is then set.
+// record under these keys, or behind its only one, a session ticket, which is opened to see. seq is then set. Without a ticket
+// there is one write since the keys are known, the server's flight, and all of it is under those before.
 func (h *Handover) began(out *half) bool {
 	opened := false
 	if len(h.last) > headerSize && h.last[0] == applicationData {
@@ -185,7 +188,7 @@ func (h *Handover) began(out *half) bool {
 		opened = err == nil
 	}
 	switch {
-	case h.Tickets == 0 && !opened:
+	case h.Tickets == 0 && h.writes == 1 && !opened:
 		return true
 	case h.Tickets == 1 && opened:
 		out.seq = 1

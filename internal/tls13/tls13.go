@@ -138,6 +138,8 @@ func (c *Conn) Read(p []byte) (n int, err error) {
 			return n, nil
 		}
 		if c.readErr != nil {
+			c.r = c.w // nothing behind it is read
+			c.release()
 			if n > 0 {
 				return n, nil // it is told the next time
 			}
@@ -189,17 +191,34 @@ func (c *Conn) release() {
 	}
 }
 
-// rests hold what has come of a record, as long as that is little: who sends one byte and waits is to cost no large buffer.
-var rests = sync.Pool{New: func() any { b := make([]byte, 0, restRoom); return &b }}
+// rests and longRests hold what has come of a record: who sends one byte and waits is to cost no large buffer.
+var (
+	rests     = sync.Pool{New: func() any { b := make([]byte, 0, restRoom); return &b }}
+	longRests = sync.Pool{New: func() any { b := make([]byte, 0, headerSize+maxCiphertext); return &b }}
+)
+
+// restsFor are those for n bytes.
+func restsFor(n int) *sync.Pool {
+	if n <= restRoom {
+		return &rests
+	}
+	return &longRests
+}
+
+// setAside keeps the beginning of a record, which is all there is in raw, in a buffer of its size.
+func (c *Conn) setAside() {
+	b := (*c.raw)[c.r:c.w]
+	c.rest = restsFor(len(b)).Get().(*[]byte)
+	*c.rest = append((*c.rest)[:0], b...)
+	c.r = c.w
+	c.release()
+}
 
 // receive waits for more of the next record.
 func (c *Conn) receive() (err error) {
 	c.release()
 	if c.raw != nil && c.w-c.r <= restRoom {
-		c.rest = rests.Get().(*[]byte)
-		*c.rest = append((*c.rest)[:0], (*c.raw)[c.r:c.w]...)
-		c.r = c.w
-		c.release()
+		c.setAside()
 	}
 	n := 0
 	if c.raw == nil {
@@ -209,7 +228,7 @@ func (c *Conn) receive() (err error) {
 		}
 		if c.raw, n, err = c.Conn.Receive(&received, ahead); c.raw != nil && c.rest != nil {
 			c.w = copy(*c.raw, *c.rest)
-			rests.Put(c.rest)
+			restsFor(cap(*c.rest)).Put(c.rest)
 			c.rest = nil
 		}
 	} else {
@@ -227,8 +246,11 @@ func (c *Conn) receive() (err error) {
 	if err == io.EOF && (c.raw != nil || c.rest != nil) {
 		err = io.ErrUnexpectedEOF
 	}
-	if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
+	switch e, ok := errors.AsType[net.Error](err); {
+	case !ok || !e.Timeout():
 		c.readErr = err
+	case c.raw != nil: // who calls again waits for longer
+		c.setAside()
 	}
 	return err
 }

@@ -571,6 +571,7 @@ func TestTake(t *testing.T) {
 		"two tickets":                 func(h *Handover) { h.Tickets = 2 },
 		"a ticket that was not sent":  func(h *Handover) { h.last = nil },
 		"another record at the end":   func(h *Handover) { h.last[headerSize] ^= 1 },
+		"another write and no ticket": func(h *Handover) { h.Tickets = 0; h.Sent([]byte{handshake, 3, 3, 0, 0}) },
 	} {
 		t.Run("not with "+name, func(t *testing.T) {
 			tc, wire, h, p := newRig(t).shake(t)
@@ -632,8 +633,12 @@ func TestHolds(t *testing.T) {
 			if _, err := c.Read(got[1:]); !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Fatal(err)
 			}
-			if small := sent <= restRoom; (c.raw == nil) != small || (c.rest != nil) != small {
-				t.Errorf("a large buffer: %v, a small one: %v", c.raw != nil, c.rest != nil)
+			most := restRoom
+			if sent > restRoom {
+				most = headerSize + maxCiphertext
+			}
+			if c.raw != nil || c.rest == nil || cap(*c.rest) != most {
+				t.Errorf("a large buffer: %v, a small one: %v, expected one of %d bytes", c.raw != nil, c.rest != nil, most)
 			}
 			_ = c.SetReadDeadline(time.Time{})
 			p.send(record[cut:])
@@ -650,6 +655,24 @@ func TestHolds(t *testing.T) {
 		p.send(p.record(applicationData, []byte("hello"), 0))
 		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil || c.raw != nil {
 			t.Error(err, c.raw != nil)
+		}
+	})
+	t.Run("nothing behind the end", func(t *testing.T) {
+		c, p := r.taken(t)
+		p.send(append(p.record(applicationData, []byte("hello"), 0), p.record(alertRecord, []byte{warning, closeNotify}, 0)...))
+		buf := make([]byte, 100)
+		if n, err := c.Read(buf); n != 5 || err != nil || c.raw != nil {
+			t.Error(n, err, c.raw != nil)
+		}
+		if n, err := c.Read(buf); n != 0 || err != io.EOF || c.raw != nil {
+			t.Error(n, err, c.raw != nil)
+		}
+		c, p = r.taken(t)
+		p.send(append(p.record(alertRecord, []byte{fatal, internalError}, 0), p.record(applicationData, []byte("hello"), 0)...))
+		for range 2 {
+			if n, err := c.Read(buf); n != 0 || err == nil || c.raw != nil {
+				t.Error(n, err, c.raw != nil)
+			}
 		}
 	})
 	t.Run("who does not read", func(t *testing.T) {
